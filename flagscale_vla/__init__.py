@@ -1,0 +1,1 @@
+"""Pretraining of vision-language-action models on Megatron-core."""

@@ -1,0 +1,83 @@
+"""Settings of samples: where shards lie, how an image, an instruction and an action become tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from flagscale_vla.config.checks import check, check_positive, check_share
+from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
+
+
+class Normalization(Enum):
+    """How states and actions are scaled."""
+
+    mean_std = "mean_std"
+    quantile = "quantile"
+    """the 1st percentile to -1, the 99th to 1"""
+
+
+@dataclass(slots=True, kw_only=True)
+class ImageConfig:
+    """How a picture becomes patches."""
+
+    min_pixels: int
+    max_pixels: int
+    shift_pixels: int
+    """training only: largest random shift of a whole picture along each side; 0 for none"""
+
+    def __post_init__(self) -> None:
+        side = PATCH_PIXELS * PATCH_MERGE
+        least = side * side
+        check(self.min_pixels >= least, "data.image.min_pixels", self.min_pixels, f"must be at least {least}", least)
+        ok = self.max_pixels >= self.min_pixels
+        rule = f"must be at least min_pixels={self.min_pixels}"
+        check(ok, "data.image.max_pixels", self.max_pixels, rule, self.min_pixels)
+        check(self.shift_pixels >= 0, "data.image.shift_pixels", self.shift_pixels, "must not be negative", 0)
+
+
+@dataclass(slots=True, kw_only=True)
+class DataConfig:
+    """Where samples come from and how they fill a row."""
+
+    shards: str
+    """folder of `train-*.tar` and `heldout-*.tar`"""
+    tokenizer: str
+    """a Hugging Face `tokenizer.json`, or `fit` to fit a small byte-level BPE on the shards' text"""
+    system_prompt: str
+    image: ImageConfig
+    pack_length: int
+    """tokens in one row, S"""
+    workers: int
+    """processes that read ahead; 0 reads in the training process"""
+    max_bad_share: float
+    """stop once more than this share of samples read is quarantined; the first 100 reads count as 100"""
+
+    def __post_init__(self) -> None:
+        check(bool(self.shards), "data.shards", self.shards or "''", "must name a folder of tar shards", "runs/demo")
+        check_positive("data.pack_length", self.pack_length)
+        check(self.workers >= 0, "data.workers", self.workers, "must not be negative", 0)
+        check_share("data.max_bad_share", self.max_bad_share)
+
+
+@dataclass(slots=True, kw_only=True)
+class ActionConfig:
+    """How a chunk of actions is made and noised (EO-1 report, section 3)."""
+
+    horizon: int
+    """steps in a chunk, H"""
+    normalization: Normalization
+    beta_alpha: float
+    beta_beta: float
+    time_scale: float
+    time_offset: float
+    """flow time is time_scale * Beta(beta_alpha, beta_beta) + time_offset; 1 is pure noise"""
+    supervise_padding: bool
+    """whether the dims past the robot's own width are trained on, as EO-1 does"""
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "beta_alpha", "beta_beta", "time_scale"):
+            check_positive(f"action.{name}", self.__getattribute__(name))
+        ok = self.time_offset >= 0 and self.time_scale + self.time_offset <= 1.0 + 1e-9
+        rule = f"must not be negative, and time_scale={self.time_scale} plus it must not exceed 1"
+        check(ok, "action.time_offset", self.time_offset, rule, round(1 - self.time_scale, 6))

@@ -1,0 +1,195 @@
+"""The root of every job's settings. A job is found by the type of its root; see `run.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from flagscale_vla.config.checks import ConfigError, check, check_positive, check_share
+from flagscale_vla.config.data import ActionConfig, DataConfig
+from flagscale_vla.config.model import ModelConfig
+from flagscale_vla.config.optim import OptimConfig
+from flagscale_vla.config.parallel import ParallelConfig, PlatformConfig
+
+
+class Verb(Enum):
+    """What to do with a training run; given as `action=VERB` on the command line."""
+
+    run = "run"
+    dryrun = "dryrun"
+    """check the settings, print parameter counts, allocate nothing"""
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckpointConfig:
+    """When weights are saved and how many saves are kept."""
+
+    every: int
+    """steps between saves; the last step is always saved"""
+    keep: int
+    """newest saves kept"""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            check_positive(f"checkpoint.{name}", self.__getattribute__(name))
+
+
+@dataclass(slots=True, kw_only=True)
+class ReportConfig:
+    """What a run tells while it goes."""
+
+    every: int
+    """steps between lines of `metrics.jsonl`"""
+    samples: int
+    """samples of the first step drawn in the report"""
+    tensorboard: bool
+    wandb: bool
+    """log to Weights & Biases; with WANDB_MODE=offline nothing leaves the machine"""
+
+    def __post_init__(self) -> None:
+        check_positive("report.every", self.every)
+        check(self.samples >= 0, "report.samples", self.samples, "must not be negative", 4)
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainRun:
+    """Pretraining or fine-tuning a model."""
+
+    output: str
+    verb: Verb
+    model: ModelConfig
+    data: DataConfig
+    action: ActionConfig
+    parallel: ParallelConfig
+    optim: OptimConfig
+    platform: PlatformConfig
+    checkpoint: CheckpointConfig
+    report: ReportConfig
+    steps: int
+    global_packs: int
+    """rows in one optimizer step, over all data-parallel ranks and micro-batches"""
+    seed: int
+    init: str
+    """a checkpoint to start the weights from; empty to start from random ones"""
+
+    def __post_init__(self) -> None:
+        check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/tiny")
+        for name in ("steps", "global_packs"):
+            check_positive(name, self.__getattribute__(name))
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        parallel, model = self.parallel, self.model
+        tensor = parallel.tensor
+        for key, heads in (
+            ("model.language.heads", model.language.heads),
+            ("model.language.kv_heads", model.language.kv_heads),
+            ("model.vision.heads", model.vision.heads),
+        ):
+            rule = f"must divide {key}={heads}"
+            check(heads % tensor == 0, "parallel.tensor", tensor, rule, largest_divisor(heads, tensor))
+        layers = model.language.layers
+        rule = f"must divide model.language.layers={layers}"
+        passes = largest_divisor(layers, parallel.pipeline)
+        check(layers % parallel.pipeline == 0, "parallel.pipeline", parallel.pipeline, rule, passes)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        parallel = self.parallel
+        zigzag = 2 * parallel.context if parallel.context > 1 else 1
+        unit = zigzag * (parallel.tensor if parallel.sequence else 1)
+        length = self.data.pack_length
+        rule = f"must be a multiple of {unit} (2 x parallel.context, x parallel.tensor with parallel.sequence)"
+        check(length % unit == 0, "data.pack_length", length, rule, (length // unit + 1) * unit)
+        rule = f"must be a multiple of parallel.data={parallel.data}"
+        passes = (self.global_packs // parallel.data + 1) * parallel.data
+        check(self.global_packs % parallel.data == 0, "global_packs", self.global_packs, rule, passes)
+        vocab = self.model.language.vocab
+        rule = f"must be a multiple of parallel.tensor={parallel.tensor}"
+        passes = (vocab // parallel.tensor + 1) * parallel.tensor
+        check(vocab % parallel.tensor == 0, "model.language.vocab", vocab, rule, passes)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Rows each data-parallel rank runs in one optimizer step."""
+        return self.global_packs // self.parallel.data
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`."""
+    return max(d for d in range(1, max(1, limit) + 1) if number % d == 0)
+
+
+class Tier(Enum):
+    """Which simulators demo episodes are recorded in."""
+
+    light = "light"
+    """Meta-World alone, extra `sim`"""
+    full = "full"
+    """Meta-World, robosuite and LIBERO, extra `sim-full`"""
+
+
+@dataclass(slots=True, kw_only=True)
+class RecordRun:
+    """Driving scripted experts in simulators and writing their episodes as shards."""
+
+    output: str
+    tier: Tier
+    tasks: list[str]
+    """tasks to record, as `simulator/task` or `simulator/task/robot`; empty for all of the tier"""
+    episodes: int
+    """successful episodes per task for training"""
+    heldout_episodes: int
+    """further ones per task, from other seeds, never trained on"""
+    image_pixels: int
+    """side of a camera frame"""
+    horizon: int
+    """future steps stored with each frame; the longest chunk that can be trained"""
+    noise: float
+    """standard deviation of the noise on the executed action, in half of the episodes"""
+    max_steps: int
+    """control steps at 20 Hz before an episode counts as failed"""
+    processes: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/demo")
+        for name in ("episodes", "image_pixels", "horizon", "max_steps", "processes"):
+            check_positive(name, self.__getattribute__(name))
+        check(self.heldout_episodes >= 0, "heldout_episodes", self.heldout_episodes, "must not be negative", 2)
+        check(self.noise >= 0, "noise", self.noise, "must not be negative", 0.4)
+
+
+@dataclass(slots=True, kw_only=True)
+class EvalRun:
+    """Rolling a checkpoint out in the simulator it was trained for."""
+
+    output: str
+    checkpoint: str
+    """a checkpoint, or a training run's output, whose newest checkpoint is taken"""
+    shards: str
+    """folder whose `heldout-*.tar` the open-loop error is measured on"""
+    tasks: list[str]
+    episodes: int
+    """episodes per task, on seeds never recorded"""
+    max_steps: int
+    execute_steps: int
+    """steps of each chunk that are carried out before the next observation"""
+    denoise_steps: int
+    image_pixels: int
+    confidence: float
+    """level of the interval printed with the success rate"""
+    videos: int
+    """episodes per task written as a video"""
+    processes: int
+    seed: int
+    platform: PlatformConfig
+
+    def __post_init__(self) -> None:
+        check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/eval")
+        if not self.checkpoint:
+            raise ConfigError("checkpoint='': must name a checkpoint or a training run's output folder")
+        check(bool(self.tasks), "tasks", self.tasks, "must name at least one task", "[metaworld/door-open]")
+        for name in ("episodes", "max_steps", "execute_steps", "denoise_steps", "image_pixels", "processes"):
+            check_positive(name, self.__getattribute__(name))
+        check_share("confidence", self.confidence)

@@ -1,0 +1,64 @@
+"""Run any job: `python run.py --config-name NAME key=value ...`.
+
+The config is composed from `conf/`, checked, and handed to the job that its type names. Where it asks for more than
+one process on this host, the processes are started here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
+from flagscale_vla.config.schema import register_schemas
+
+JOBS: dict[type, tuple[str, str]] = {
+    TrainRun: ("flagscale_vla.train.pretrain", "run"),
+    RecordRun: ("flagscale_vla.sim.record", "run"),
+    EvalRun: ("flagscale_vla.sim.evaluate", "run"),
+}
+"""Root type of a config, to the module and function that does its job. Imported only when it is wanted."""
+
+VERBS = {f"action={verb.value}": f"verb={verb.value}" for verb in Verb}
+
+
+def find_job(root: type) -> Callable[[object], None]:
+    """The function that does the job of a config of this type."""
+    module, name = JOBS[root]
+    return import_module(module).__dict__[name]
+
+
+def run_composed(config: DictConfig) -> None:
+    """Check a composed config, then do its job here or in processes started for it."""
+    run = OmegaConf.to_object(config)
+    if isinstance(run, TrainRun) and run.verb is Verb.run and "RANK" not in os.environ:
+        from launch.ranks import start_ranks
+
+        if start_ranks(run):
+            return
+    find_job(type(run))(run)
+
+
+@hydra.main(version_base=None, config_path="conf")
+def main(config: DictConfig) -> None:
+    """Entry point; a setting or input that cannot work ends in one line, not in a trace."""
+    logging.getLogger().setLevel(logging.INFO)
+    try:
+        run_composed(config)
+    except (ConfigError, ValueError, OSError) as error:
+        if os.environ.get("FLAGSCALE_VLA_TRACE"):
+            raise
+        sys.exit(f"{type(error).__name__}: {error}\n(set FLAGSCALE_VLA_TRACE=1 for the whole trace)")
+
+
+if __name__ == "__main__":
+    register_schemas()
+    sys.argv = [VERBS.get(argument, argument) for argument in sys.argv]
+    main()
