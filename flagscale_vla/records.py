@@ -4,7 +4,7 @@ Legend: S packed length of one data-parallel rank, T tokens of a sample, N sampl
 patches, C action chunks, H horizon (steps in a chunk), A padded action width, A0 the robot's own width, Z states,
 K codes per chunk. 1176 = 3 channels x 2 frames x 14 x 14, the width of one Qwen2.5-VL patch.
 
-A slot is the index in `tokens` of the placeholder that a state or an action step replaces.
+A slot is the index in `tokens` of the placeholder that an image token, a state or an action step replaces.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ class Sample:
     """f32[P, 1176] normalised patches, in merge order"""
     grid: Tensor
     """i64[I, 3] patches of each image along (time, height, width)"""
+    image_slots: Tensor
+    """i64[P/4] where each merged 2x2 group of patches goes, in the order the vision tower gives them"""
     actions: Tensor
     """f32[C, H, A] normalised, zero-padded"""
     action_valid: Tensor
@@ -96,7 +98,9 @@ class Sample:
 class PackedBatch:
     """Whole samples laid end to end and padded to S: one micro-batch of one data-parallel rank.
 
-    Fields are those of `Sample`, concatenated. The padding is a document of its own, unsupervised.
+    Fields are those of `Sample`, concatenated. The padding is a document of its own, unsupervised. So that every
+    micro-batch touches every trainable part, a row without images, states or actions carries one dummy of each kind
+    it lacks (an image of 2x2 patches, a zero state, a zero chunk), last of its kind, with slots of -1: placed nowhere.
     """
 
     tokens: Tensor
@@ -111,6 +115,8 @@ class PackedBatch:
     """f32[P, 1176]"""
     grid: Tensor
     """i64[I, 3]; always on the CPU"""
+    image_slots: Tensor
+    """i64[P/4] into the whole row of S tokens; -1 for the dummy image's"""
     actions: Tensor
     """f32[C, H, A]"""
     action_valid: Tensor
@@ -146,6 +152,7 @@ class PackedBatch:
             labels=move(self.labels),
             positions=move(self.positions),
             pixels=move(self.pixels),
+            image_slots=move(self.image_slots),
             actions=move(self.actions),
             action_valid=move(self.action_valid),
             noise=move(self.noise),
