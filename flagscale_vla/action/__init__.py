@@ -1,0 +1,1 @@
+"""Actions as tokens: the one owner of special-token strings and ids."""

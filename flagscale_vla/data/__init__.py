@@ -1,0 +1,1 @@
+"""From tar shards to packed batches, the same for training and for a policy in use."""

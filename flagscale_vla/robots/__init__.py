@@ -1,0 +1,1 @@
+"""Robots: what their numbers mean, and the statistics that scale them."""

@@ -1,0 +1,102 @@
+"""Shards: what is written is what `webdataset` reads, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import webdataset
+
+from flagscale_vla.data.shards import ShardWriter, list_shards, next_shard
+from flagscale_vla.records import Action, Image, Segment, State, Text
+
+
+def jpeg(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def robot_segments(seed: int) -> list[Segment]:
+    values = np.random.default_rng(seed).normal(size=(6, 4)).astype(np.float32)
+    return [
+        Image(name="front", encoded=jpeg(seed)),
+        Image(name="wrist", encoded=jpeg(seed + 1)),
+        State(values=values[0], robot="sawyer"),
+        Text(text="open the door", supervised=False),
+        Action(values=values, valid=np.arange(6) < 4, robot="sawyer"),
+    ]
+
+
+def test_webdataset_reads_what_was_written(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", max_bytes=1 << 20) as writer:
+        for number in range(5):
+            writer.write(f"door-{number:04d}", robot_segments(number), {"task": "door", "fps": 20})
+    samples = list(webdataset.WebDataset(str(tmp_path / "train-000000.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"door-{number:04d}" for number in range(5)]
+    for number, sample in enumerate(samples):
+        image, _, state, _, action = robot_segments(number)
+        assert isinstance(image, Image)
+        assert isinstance(state, State)
+        assert isinstance(action, Action)
+        assert sample["front.jpg"] == image.encoded
+        assert np.array_equal(np.load(io.BytesIO(sample["state.npy"])), state.values)
+        assert np.array_equal(np.load(io.BytesIO(sample["action.npy"])), action.values)
+        assert np.array_equal(np.load(io.BytesIO(sample["valid.npy"])), action.valid)
+        header = json.loads(sample["json"])
+        assert header["robot"] == "sawyer"
+        assert header["schema_version"] == 1
+        assert header["segments"][0] == {"image": "front.jpg"}
+        assert header["segments"][4] == {"action": "action.npy", "valid": "valid.npy"}
+
+
+def test_a_full_shard_is_followed_by_another(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", max_bytes=20_000, first=3, stride=2) as writer:
+        for number in range(9):
+            writer.write(f"k{number}", robot_segments(number), {})
+    assert [path.name for path in list_shards(tmp_path, "train")][:2] == ["train-000003.tar", "train-000005.tar"]
+    assert next_shard(tmp_path, "train") % 2 == 0
+    assert next_shard(tmp_path, "heldout") == 0
+
+
+def test_an_interrupted_writer_leaves_finished_shards_only(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path, "train", max_bytes=1) as writer:
+        writer.write("first", robot_segments(0), {})
+        writer.max_bytes = 1 << 30
+        writer.write("second", robot_segments(1), {})
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["train-000000.tar"]
+
+
+def test_the_same_samples_make_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        with ShardWriter(tmp_path / folder, "train", max_bytes=1 << 20) as writer:
+            writer.write("k", robot_segments(0), {"task": "door"})
+    first, second = (tmp_path / folder / "train-000000.tar" for folder in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_cannot_be_stored_is_refused_by_name(tmp_path: Path) -> None:
+    nan = np.full((2, 4), np.nan, np.float32)
+    valid = np.ones(2, bool)
+    with ShardWriter(tmp_path, "train", max_bytes=1 << 20) as writer:
+        with pytest.raises(ValueError, match=r"bad\.action\.npy: holds NaN"):
+            writer.write("bad", [Action(values=nan, valid=valid, robot="r")], {})
+        with pytest.raises(ValueError, match="steps must agree"):
+            writer.write("bad", [Action(values=np.zeros((3, 4), np.float32), valid=valid, robot="r")], {})
+        with pytest.raises(ValueError, match="neither JPEG nor PNG"):
+            writer.write("bad", [Image(name="front", encoded=b"GIF89a")], {})
+        with pytest.raises(ValueError, match="two images are called"):
+            writer.write("bad", [Image(name="a", encoded=jpeg(0)), Image(name="a", encoded=jpeg(1))], {})
+        with pytest.raises(ValueError, match="must be letters"):
+            writer.write("a.b", [Text(text="x", supervised=False)], {})
+        writer.write("good", [Text(text="x", supervised=True)], {})
+        with pytest.raises(ValueError, match="written before"):
+            writer.write("good", [Text(text="x", supervised=True)], {})
+    with pytest.raises(ValueError, match="exists already"), ShardWriter(tmp_path, "train", max_bytes=1) as writer:
+        writer.write("other", [Text(text="x", supervised=True)], {})
