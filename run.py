@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 
 import hydra
@@ -50,12 +51,20 @@ def run_composed(config: DictConfig) -> None:
 def main(config: DictConfig) -> None:
     """Entry point; a setting or input that cannot work ends in one line, not in a trace."""
     logging.getLogger().setLevel(logging.INFO)
+    job = partial(run_composed, config)
+    is_rank = "TORCHELASTIC_ERROR_FILE" in os.environ
     try:
-        run_composed(config)
+        if is_rank:
+            from launch.ranks import run_as_rank
+
+            run_as_rank(job)
+        else:
+            job()
     except (ConfigError, ValueError, OSError) as error:
         if os.environ.get("FLAGSCALE_VLA_TRACE"):
             raise
-        sys.exit(f"{type(error).__name__}: {error}\n(set FLAGSCALE_VLA_TRACE=1 for the whole trace)")
+        # What a rank could not do is told once, by the process that started the ranks.
+        sys.exit(1 if is_rank else f"{type(error).__name__}: {error}\n(set FLAGSCALE_VLA_TRACE=1 for the whole trace)")
 
 
 if __name__ == "__main__":
