@@ -1,0 +1,1 @@
+"""Changing weights: the training loop, its checkpoints, its schedule and its report."""

@@ -1,0 +1,85 @@
+"""Which settings may change between the runs that share an output folder, and which may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from omegaconf import OmegaConf
+
+from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.config.runs import TrainRun
+
+EXACT = ("model", "data", "action", "seed", "global_packs")
+"""Top-level keys that fix what is trained and on what; another value would break the run's exactness."""
+
+FREE = ("data.workers", "data.max_bad_share", "data.shards")
+"""Exceptions to `EXACT`. Shards may be moved: what they hold is compared by the index's fingerprint instead."""
+
+PARTS = ("vision", "merger", "language", "head")
+
+Settings = dict[str, object]
+"""Dotted key to value."""
+
+
+def write_config(run: TrainRun, path: Path) -> None:
+    """Write the resolved settings as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(run)))
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a YAML that `write_config` wrote."""
+    return flatten(OmegaConf.to_container(OmegaConf.load(path)))
+
+
+def settings_of(run: object) -> Settings:
+    """The settings of a config object, in the spelling that `read_settings` gives."""
+    return flatten(OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True))
+
+
+def flatten(tree: object, prefix: str = "") -> Settings:
+    """A nested mapping as one of dotted keys; lists stay whole."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    nested = cast(dict[str, object], tree)
+    parts = (flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in nested.items())
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def differing(saved: Settings, now: Settings) -> list[str]:
+    """One line per key that differs: key, saved value, value now."""
+    keys = sorted(saved.keys() | now.keys())
+    missing = "(absent)"
+    return [
+        f"{key}: saved with {saved.get(key, missing)}, asked for {now.get(key, missing)}"
+        for key in keys
+        if saved.get(key, missing) != now.get(key, missing)
+    ]
+
+
+def check_resumable(saved: Settings, run: TrainRun, checkpoint: Path) -> None:
+    """Refuse to go on from a checkpoint under settings with which the run would no longer be the same run.
+
+    Layout, platform, rates, number of steps, report and checkpoint settings may change.
+
+    Raises:
+        ConfigError: naming every key that must not change.
+    """
+    lines = differing(fixed(saved), fixed(settings_of(run)))
+    if lines:
+        raise ConfigError(
+            f"output={run.output} holds {checkpoint.name} of another run:\n  "
+            + "\n  ".join(lines)
+            + "\nGive the saved values to resume it, or another output= to start afresh"
+            f" (from its weights with init={checkpoint})"
+        )
+
+
+def fixed(settings: Settings) -> Settings:
+    """Those settings that must stay as they are when a run is resumed."""
+    frozen = {f"optim.{part}.frozen" for part in PARTS}
+    return {
+        key: value
+        for key, value in settings.items()
+        if key in frozen or (key.split(".")[0] in EXACT and key not in FREE)
+    }

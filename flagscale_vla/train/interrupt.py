@@ -1,0 +1,44 @@
+"""Stopping in good order: the first signal asks for a checkpoint, the second ends the process at once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What schedulers and keyboards send."""
+
+
+class Interrupt:
+    """While entered, notes the first SIGTERM or SIGINT in `asked` instead of dying of it.
+
+    Ranks may be signalled at different steps, or only some of them: what this rank was asked must be agreed with the
+    others (`Topology.any`) before it is acted upon.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: dict[int, signal.Handlers] = {}
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)  # type: ignore[assignment]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        # The kernel's own handling: a second signal ends the process even inside a hanging collective.
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        logger.warning("%s: stopping after this step, with a checkpoint. A second signal ends at once, without.", name)

@@ -1,0 +1,46 @@
+"""Settings of training runs that take seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from flagscale_vla.config.runs import TrainRun
+from flagscale_vla.config.schema import register_schemas
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+SMALL = (
+    "model.vision.layers=2",
+    "model.vision.hidden=64",
+    "model.vision.intermediate=96",
+    "model.vision.heads=2",
+    "model.vision.full_attention_layers=[1]",
+    "model.language.layers=2",
+    "model.language.hidden=64",
+    "model.language.intermediate=96",
+    "model.language.heads=2",
+    "model.language.kv_heads=2",
+    "data.workers=0",
+    "data.pack_length=512",
+    "data.image.max_pixels=3136",
+    "platform.threads=1",
+    "platform.device=cpu",
+    "platform.matmul=highest",
+    "report.every=1",
+    "report.tensorboard=false",
+    "report.samples=1",
+)
+"""Overrides of `train_tiny_action` that make a model of two small layers."""
+
+
+def small_run(output: Path, *overrides: str) -> TrainRun:
+    """A checked run of the small model that leaves its results in `output`."""
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("train_tiny_action", overrides=[*SMALL, f"output={output}", *overrides])
+    run = OmegaConf.to_object(config)
+    assert isinstance(run, TrainRun)
+    return run
