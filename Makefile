@@ -13,7 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 10
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --retries 10
 RUN := $(BIN)/python run.py --config-name
 # What MuJoCo needs to draw without a screen, as Debian and Ubuntu name it.
 RENDER_PACKAGES := libegl1 libgl1-mesa-dri libosmesa6
