@@ -1,0 +1,1 @@
+"""Simulators: recording expert episodes, and rolling a policy out."""

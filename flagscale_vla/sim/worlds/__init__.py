@@ -1,0 +1,1 @@
+"""Simulated robots behind one interface, `World`; `tasks.make_world` opens one."""
