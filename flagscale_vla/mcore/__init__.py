@@ -1,0 +1,1 @@
+"""The only room that knows Megatron-core, Transformer Engine and CUDA."""

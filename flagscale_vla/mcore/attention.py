@@ -1,0 +1,117 @@
+"""Attention over packed rows without Transformer Engine: one call of scaled dot products per shape of document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from torch import Tensor, nn
+
+from flagscale_vla.mcore.documents import AttentionPlan, plan_attention, plan_continuation, zigzag_rows
+
+
+@dataclass(slots=True)
+class PrefixCache:
+    """Keys and values of a prefix, by layer, for continuing it several times.
+
+    `bounds` are the prefix's documents. While it is `None` the next forward pass fills the cache.
+    """
+
+    bounds: tuple[int, ...] | None = None
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class PackedAttention(nn.Module):
+    """Attention within documents, in place of Megatron-core's local attention, which refuses packed rows and CP.
+
+    The mask that Megatron-core hands through a block is, here, the documents' bounds: i32[R, N+1] on the CPU. Row 0
+    holds for every layer, or, where `row_one_layers` is given, row 1 holds for those layers (numbered from 0).
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        row_one_layers: frozenset[int] = frozenset(),
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.layer_number = layer_number
+        self.causal = attn_mask_type is AttnMaskType.causal
+        self.row = int(layer_number - 1 in row_one_layers)
+        self.context_size = config.context_parallel_size
+        self.cache: PrefixCache | None = None
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
+        """Attend query [S, 1, heads, D] to key and value [S, 1, kv_heads, D]; returns [S, 1, heads x D]."""
+        bounds = tuple(attention_mask[self.row].tolist())
+        key, value = self._whole_row(key), self._whole_row(value)
+        plan, key, value = self._plan(bounds, key, value)
+        return attend(plan, query.squeeze(1), key.squeeze(1), value.squeeze(1), self.causal).flatten(1).unsqueeze(1)
+
+    def _whole_row(self, rows: Tensor) -> Tensor:
+        """Rows of every context rank, in row order: [S, ...] from [S / size, ...]."""
+        if self.context_size == 1:
+            return rows
+        group = parallel_state.get_context_parallel_group()
+        whole = gather_from_sequence_parallel_region(rows, group=group)
+        size = self.context_size
+        order = torch.cat([torch.from_numpy(zigzag_rows(len(whole), size, rank)) for rank in range(size)])
+        return whole.index_select(0, torch.argsort(order).to(whole.device))
+
+    def _plan(self, bounds: tuple[int, ...], key: Tensor, value: Tensor) -> tuple[AttentionPlan, Tensor, Tensor]:
+        cache = self.cache
+        if cache is not None and self.layer_number in cache.layers and cache.bounds is not None:
+            kept_key, kept_value = cache.layers[self.layer_number]
+            key, value = torch.cat([kept_key, key]), torch.cat([kept_value, value])
+            return plan_continuation(cache.bounds, bounds), key, value
+        if cache is not None:
+            cache.layers[self.layer_number] = (key, value)
+        rank = parallel_state.get_context_parallel_rank() if self.context_size > 1 else 0
+        return plan_attention(bounds, len(key), self.causal, self.context_size, rank), key, value
+
+
+def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Attention of query [S, heads, D] to key, value [K, kv_heads, D] by `plan`; returns [S, heads, D]."""
+    repeats = query.shape[1] // key.shape[1]
+    results = []
+    for group in plan.groups:
+        queries, keys = group.queries.to(query.device), group.keys.to(query.device)
+        q_BHLD = query[queries].transpose(1, 2)
+        k_BHLD = key[keys].transpose(1, 2).repeat_interleave(repeats, dim=1)
+        v_BHLD = value[keys].transpose(1, 2).repeat_interleave(repeats, dim=1)
+        result = _dot_products(q_BHLD, k_BHLD, v_BHLD, causal)
+        results.append(result.transpose(1, 2).flatten(0, 1))
+    whole = results[0] if len(results) == 1 else torch.cat(results)
+    return whole.index_select(0, plan.restore.to(whole.device))
+
+
+def _dot_products(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Scaled dot-product attention; a causal mask is aligned to the last key when there are fewer queries."""
+    Lq, Lk = query.shape[-2], key.shape[-2]
+    if not causal or Lq == Lk:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    mask = torch.ones(Lq, Lk, dtype=torch.bool, device=query.device).tril(Lk - Lq)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+@contextmanager
+def use_prefix_cache(model: nn.Module, cache: PrefixCache) -> Iterator[None]:
+    """Let every causal attention layer of `model` fill, then continue, `cache`."""
+    layers = [layer for layer in model.modules() if isinstance(layer, PackedAttention) and layer.causal]
+    for layer in layers:
+        layer.cache = cache
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cache = None

@@ -1,0 +1,72 @@
+"""What a run computes on, chosen once: CPU and gloo, or GPU, NCCL and Transformer Engine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.config.parallel import Device, PlatformConfig
+from flagscale_vla.mcore.cpu import install_cpu_stand_ins
+from flagscale_vla.mcore.layers import LayerSet, has_transformer_engine, plain_layers, transformer_engine_layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """The one answer to what differs between a CPU and a GPU."""
+
+    device: torch.device
+    backend: str
+    """process-group backend"""
+    dtype: torch.dtype
+    """of weights and activations; the flow head is float32 everywhere"""
+    layers: LayerSet
+    overlap: bool
+    """whether gradients are reduced while the backward pass still runs"""
+
+    @property
+    def name(self) -> str:
+        """A word for reports: the GPU's name, or the CPU and its threads."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu, {torch.get_num_threads()} threads"
+
+
+def count_gpus() -> int:
+    """GPUs that this process can see."""
+    return torch.cuda.device_count()
+
+
+def choose_platform(config: PlatformConfig) -> Platform:
+    """Choose what to compute on, and set precision and threads of the process accordingly.
+
+    Raises:
+        ConfigError: where a GPU is asked for and there is none.
+    """
+    torch.set_float32_matmul_precision(config.matmul.value)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    gpus = count_gpus()
+    if config.device is Device.gpu and not gpus:
+        raise ConfigError(
+            "platform.device=gpu: this machine has no GPU that torch can see. "
+            "This would pass: platform.device=cpu, with a model that fits, such as --config-name train_tiny_action"
+        )
+    wants_gpu = config.device is Device.gpu or (config.device is Device.auto and gpus > 0)
+    return _gpu() if wants_gpu else _cpu()
+
+
+def _cpu() -> Platform:
+    install_cpu_stand_ins()
+    return Platform(
+        device=torch.device("cpu"), backend="gloo", dtype=torch.float32, layers=plain_layers(), overlap=False
+    )
+
+
+def _gpu() -> Platform:
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    layers = transformer_engine_layers() if has_transformer_engine() else plain_layers()
+    return Platform(device=device, backend="nccl", dtype=torch.bfloat16, layers=layers, overlap=True)
