@@ -64,12 +64,17 @@ def test_a_full_shard_is_followed_by_another(tmp_path: Path) -> None:
     assert next_shard(tmp_path, "heldout") == 0
 
 
-def test_an_interrupted_writer_leaves_finished_shards_only(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path, "train", max_bytes=1) as writer:
+def write_until_interrupted(folder: Path) -> None:
+    with ShardWriter(folder, "train", max_bytes=1) as writer:
         writer.write("first", robot_segments(0), {})
         writer.max_bytes = 1 << 30
         writer.write("second", robot_segments(1), {})
         raise KeyboardInterrupt
+
+
+def test_an_interrupted_writer_leaves_finished_shards_only(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_until_interrupted(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["train-000000.tar"]
 
 

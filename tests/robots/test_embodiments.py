@@ -31,5 +31,5 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_two_dims_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="'twin': action=.*only once"):
+    with pytest.raises(ValueError, match=r"'twin': action=.*only once"):
         Embodiment(name="twin", state=("x",), action=("dx", "dx"), cameras=("front",), fps=20)

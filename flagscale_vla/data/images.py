@@ -1,0 +1,143 @@
+"""A picture becomes Qwen2.5-VL's patches: decode, resize, shift, normalise, cut.
+
+Equal to `transformers`' Qwen2-VL image processor; the steps are those of Qwen2-VL's report, section 2.1.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from flagscale_vla.config.data import ImageConfig
+from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS, PATCH_WIDTH
+from flagscale_vla.data.faults import BadSampleError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Per channel RGB of values in [0, 1] (CLIP's preprocessing, which Qwen2-VL kept)."""
+LONGEST_RATIO = 200
+MOST_PIXELS = 1 << 26
+"""A larger picture is refused before it is decoded."""
+FORMATS = ("JPEG", "PNG")
+
+Pixels = NDArray[np.uint8]
+
+
+def open_image(name: str, encoded: bytes) -> PIL.Image.Image:
+    """A picture with its header read and its pixels not yet decoded.
+
+    Raises:
+        BadSampleError: not a JPEG or PNG, or far too large.
+    """
+    try:
+        image = PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise BadSampleError(name, f"not a JPEG or PNG ({error})") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise BadSampleError(name, f"{image.width}x{image.height} pixels; at most {MOST_PIXELS} in all are read")
+    return image
+
+
+def decode(name: str, encoded: bytes) -> Pixels:
+    """u8[h, w, 3] RGB.
+
+    Raises:
+        BadSampleError: the bytes are no whole picture.
+    """
+    image = open_image(name, encoded)
+    try:
+        return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, IndexError) as error:
+        raise BadSampleError(name, f"cannot be decoded ({error})") from error
+
+
+@lru_cache(maxsize=1024)
+def resized_sides(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Height and width after resizing: multiples of 28 that keep the aspect nearly and the area within limits.
+
+    Raises:
+        ValueError: one side is more than 200 times the other.
+    """
+    if max(height, width) > LONGEST_RATIO * min(height, width):
+        raise ValueError(f"{width}x{height}: one side is more than {LONGEST_RATIO} times the other")
+    unit = PATCH_PIXELS * PATCH_MERGE
+    area = height * width
+    sides = (round(height / unit) * unit, round(width / unit) * unit)
+    if sides[0] * sides[1] > max_pixels:
+        shrink = math.sqrt(area / max_pixels)
+        return (max(unit, int(height / shrink / unit) * unit), max(unit, int(width / shrink / unit) * unit))
+    if sides[0] * sides[1] < min_pixels:
+        grow = math.sqrt(min_pixels / area)
+        return (math.ceil(height * grow / unit) * unit, math.ceil(width * grow / unit) * unit)
+    return sides
+
+
+def image_grid(name: str, height: int, width: int, config: ImageConfig) -> tuple[int, int]:
+    """Patches of a picture along (height, width), both even.
+
+    Raises:
+        BadSampleError: its sides cannot be kept in proportion.
+    """
+    try:
+        sides = resized_sides(height, width, config.min_pixels, config.max_pixels)
+    except ValueError as error:
+        raise BadSampleError(name, str(error)) from error
+    return sides[0] // PATCH_PIXELS, sides[1] // PATCH_PIXELS
+
+
+def resize(pixels: Pixels, grid: tuple[int, int]) -> Pixels:
+    """The picture on its grid of patches, bicubic."""
+    height, width = grid[0] * PATCH_PIXELS, grid[1] * PATCH_PIXELS
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    image = PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def shift(pixels: Pixels, down: int, right: int) -> Pixels:
+    """The whole picture moved by whole pixels; edges are repeated into the gap."""
+    height, width = pixels.shape[:2]
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    return pixels[rows][:, columns]
+
+
+@lru_cache(maxsize=1)
+def value_table() -> NDArray[np.float32]:
+    """f32[3, 256]: the normalised value of each byte in each channel."""
+    share = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    mean, std = np.asarray(CLIP_MEAN, np.float32), np.asarray(CLIP_STD, np.float32)
+    return (share[None, :] - mean[:, None]) / std[:, None]
+
+
+def cut_patches(pixels: Pixels, out: NDArray[np.float32]) -> None:
+    """Write a resized picture's normalised patches into `out` f32[P, 1176].
+
+    Patches of one 2x2 group, which the vision tower merges, lie next to each other; inside a patch the order is
+    (channel, frame, row, column) and both frames are the same picture.
+    """
+    side, merge = PATCH_PIXELS, PATCH_MERGE
+    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
+    cut = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+    cut = cut.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, side * side)
+    framed = out.reshape(rows * columns, 3, PATCH_FRAMES, side * side)
+    for channel, table in enumerate(value_table()):
+        framed[:, channel] = table[cut[channel]][:, None]
+
+
+def to_patches(pictures: Sequence[Pixels]) -> NDArray[np.float32]:
+    """f32[P, 1176] of all resized pictures, one after another."""
+    unit = PATCH_PIXELS * PATCH_PIXELS
+    counts = [picture.shape[0] * picture.shape[1] // unit for picture in pictures]
+    out = np.empty((sum(counts), PATCH_WIDTH), np.float32)
+    start = 0
+    for picture, count in zip(pictures, counts, strict=True):
+        cut_patches(picture, out[start : start + count])
+        start += count
+    return out

@@ -1,0 +1,319 @@
+"""Everything that turns what a shard or a robot gives into a `Sample`, and a model's answer back: one code for both.
+
+A recipe travels with the weights in every checkpoint, so that a policy builds its input as training did.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from flagscale_vla.action.vocabulary import Vocabulary, read_vocabulary
+from flagscale_vla.config.checks import check
+from flagscale_vla.config.data import ActionConfig, ImageConfig, Normalization
+from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
+from flagscale_vla.data import images
+from flagscale_vla.data.conversation import UNSUPERVISED, Conversation, Layout, choose_chunk, cut_after_chunk
+from flagscale_vla.data.draws import Draw, stream
+from flagscale_vla.data.pack import pack
+from flagscale_vla.data.positions import rotary_positions
+from flagscale_vla.data.tokenizer import TextEncoder, read_tokenizer
+from flagscale_vla.data.validation import check_segments
+from flagscale_vla.records import Action, Image, Observation, PackedBatch, RawSample, Sample, Segment, State, Text
+from flagscale_vla.robots.embodiments import Embodiment, embodiment_from_json
+from flagscale_vla.robots.statistics import (
+    RobotStatistics,
+    Scaler,
+    make_scaler,
+    statistics_from_json,
+    statistics_to_json,
+)
+
+TOKENIZER_FILE = "tokenizer.json"
+RECIPE_FILE = "recipe.json"
+RECIPE_VERSION = 1
+PROMPT_KEY = "observation"
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks:
+    """The actions of a sample as the model reads them."""
+
+    actions: Floats
+    """[C, H, A]"""
+    valid: Bools
+    """[C, H, A]"""
+    noise: Floats
+    """[C, H, A]"""
+    time: Floats
+    """[C]"""
+
+
+class Recipe:
+    """Turns a `RawSample` or an `Observation` into a `Sample`.
+
+    Args:
+        tokenizer: with Qwen2.5-VL's and EO-1's special tokens.
+        embodiments: the robots, by name.
+        statistics: of each robot in `embodiments` that has training data.
+        image: how a picture is resized and moved.
+        action: how a chunk is made and noised.
+        width: padded width A of states and actions.
+        system_prompt: what every conversation begins with.
+
+    Raises:
+        ConfigError: a robot has more dims than `width`.
+        ValueError: the tokenizer lacks a special token.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        embodiments: Mapping[str, Embodiment],
+        statistics: Mapping[str, RobotStatistics],
+        image: ImageConfig,
+        action: ActionConfig,
+        width: int,
+        system_prompt: str,
+    ) -> None:
+        self.tokenizer, self.embodiments, self.statistics = tokenizer, dict(embodiments), dict(statistics)
+        self.image, self.action, self.width, self.system_prompt = image, action, width, system_prompt
+        self.vocabulary: Vocabulary = read_vocabulary(tokenizer)
+        for robot in embodiments.values():
+            dims = max(len(robot.state), len(robot.action))
+            rule = f"must be at least the {dims} dims of robot {robot.name!r}"
+            check(dims <= width, "model.flow.width", width, rule, dims)
+
+    @cached_property
+    def conversation(self) -> Conversation:
+        """How samples are laid out."""
+        return Conversation(
+            vocabulary=self.vocabulary,
+            encoder=TextEncoder(self.tokenizer),
+            system_prompt=self.system_prompt,
+            horizon=self.action.horizon,
+        )
+
+    @cached_property
+    def _scalers(self) -> dict[str, tuple[Scaler, Scaler]]:
+        kind = self.action.normalization
+        return {
+            name: (make_scaler(entry.state, kind), make_scaler(entry.action, kind))
+            for name, entry in self.statistics.items()
+        }
+
+    def sample(self, raw: RawSample, *, seed: int, epoch: int, augment: bool) -> Sample:
+        """A training example. Noise, flow time, denoised chunk and picture shift are functions of (seed, epoch, key).
+
+        Of several chunks at most one is noised; those before it are clean context (time 0, no noise, no flow loss) and
+        what follows it is cut off. A sample with exactly one chunk, at its end, always noises it, as EO-1 does.
+
+        Raises:
+            BadSampleError: a picture cannot be decoded, or a number, width or robot does not fit.
+        """
+        check_segments(raw, self.embodiments, self.action.horizon)
+        chosen = choose_chunk(raw.segments, stream(seed, epoch, raw.key, Draw.turn))
+        segments = cut_after_chunk(raw.segments, chosen)
+        pictures = [self._picture(raw.key, segment) for segment in segments if isinstance(segment, Image)]
+        if augment and self.image.shift_pixels:
+            pictures = self._shift(pictures, stream(seed, epoch, raw.key, Draw.augment))
+        chunks = self._chunks(segments, chosen, stream(seed, epoch, raw.key, Draw.flow))
+        return self._assemble(raw.key, segments, pictures, chunks, chosen)
+
+    def prompt(self, observation: Observation, *, seed: int) -> Sample:
+        """What a policy starts from: the same layout with a chunk of pure noise, drawn from `seed`, and no labels.
+
+        Raises:
+            ValueError: an unknown robot, a missing or unknown camera, or a state of another width.
+        """
+        robot = self._robot(observation)
+        horizon = self.action.horizon
+        pictures = [self._fit(name, observation.images[name]) for name in robot.cameras]
+        segments: list[Segment] = [
+            *(Image(name=name, encoded=b"") for name in robot.cameras),
+            State(values=observation.state, robot=robot.name),
+            Text(text=observation.instruction, supervised=False),
+            Action(
+                values=np.zeros((horizon, len(robot.action)), np.float32),
+                valid=np.zeros(horizon, np.bool_),
+                robot=robot.name,
+            ),
+        ]
+        shape = (1, horizon, self.width)
+        noise = stream(seed, 0, PROMPT_KEY, Draw.flow).standard_normal(shape, np.float32)
+        zeros = np.zeros(shape, np.float32)
+        chunks = Chunks(actions=zeros, valid=np.zeros(shape, np.bool_), noise=noise, time=np.ones(1, np.float32))
+        return self._assemble(PROMPT_KEY, segments, pictures, chunks, chosen=0, supervised=False)
+
+    def action_values(self, robot: str, normalized: Floats) -> Floats:
+        """f32[H, A0] in the robot's own units, from what the model gives, f32[H, A]."""
+        scaler = self._scalers[robot][1]
+        return scaler.unnormalize(normalized[..., : len(scaler.shift)])
+
+    def length(self, raw: RawSample) -> int:
+        """Tokens of the whole sample; of its pictures only headers are read. A cut conversation has fewer.
+
+        Raises:
+            BadSampleError: a picture's header, a number, a width or a robot does not fit.
+        """
+        check_segments(raw, self.embodiments, self.action.horizon)
+        counts = [self._image_tokens(raw.key, segment) for segment in raw.segments if isinstance(segment, Image)]
+        return len(self.conversation.lay_out(raw.segments, counts, None).tokens)
+
+    def pack(self, samples: Sequence[Sample], length: int) -> PackedBatch:
+        """A row of `length` tokens; see `data.pack.pack`."""
+        return pack(samples, length, pad=self.vocabulary.pad, horizon=self.action.horizon, width=self.width)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `recipe.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "version": RECIPE_VERSION,
+            "embodiments": {name: asdict(robot) for name, robot in self.embodiments.items()},
+            "statistics": statistics_to_json(self.statistics),
+            "image": asdict(self.image),
+            "action": asdict(self.action) | {"normalization": self.action.normalization.value},
+            "width": self.width,
+            "system_prompt": self.system_prompt,
+        }
+        self.tokenizer.save(str(folder / TOKENIZER_FILE))
+        (folder / RECIPE_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> Recipe:
+        """What `save` wrote.
+
+        Raises:
+            ValueError: a file is missing or of another version.
+        """
+        path = folder / RECIPE_FILE
+        if not path.is_file() or not (folder / TOKENIZER_FILE).is_file():
+            raise ValueError(f"{folder} holds no recipe: it needs {RECIPE_FILE} and {TOKENIZER_FILE}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["version"] != RECIPE_VERSION:
+            raise ValueError(f"{path} has version {content['version']}; this code reads {RECIPE_VERSION}")
+        action = content["action"] | {"normalization": Normalization(content["action"]["normalization"])}
+        return Recipe(
+            tokenizer=read_tokenizer(folder / TOKENIZER_FILE),
+            embodiments={name: embodiment_from_json(name, entry) for name, entry in content["embodiments"].items()},
+            statistics=statistics_from_json(content["statistics"]),
+            image=ImageConfig(**content["image"]),
+            action=ActionConfig(**action),
+            width=content["width"],
+            system_prompt=content["system_prompt"],
+        )
+
+    def _robot(self, observation: Observation) -> Embodiment:
+        robot = self.embodiments.get(observation.robot)
+        if robot is None or robot.name not in self.statistics:
+            raise ValueError(f"robot={observation.robot!r} was not trained on; known are {sorted(self.statistics)}")
+        if set(observation.images) != set(robot.cameras):
+            given = sorted(observation.images)
+            raise ValueError(f"robot {robot.name!r} has cameras {sorted(robot.cameras)}, the observation has {given}")
+        if observation.state.shape != (len(robot.state),):
+            shape = observation.state.shape
+            raise ValueError(f"robot {robot.name!r} has a state of {len(robot.state)} numbers, not of shape {shape}")
+        return robot
+
+    def _picture(self, key: str, image: Image) -> images.Pixels:
+        return self._fit(f"{key}.{image.name}", images.decode(f"{key}.{image.name}", image.encoded))
+
+    def _fit(self, name: str, pixels: images.Pixels) -> images.Pixels:
+        return images.resize(pixels, images.image_grid(name, pixels.shape[0], pixels.shape[1], self.image))
+
+    def _image_tokens(self, key: str, image: Image) -> int:
+        name = f"{key}.{image.name}"
+        picture = images.open_image(name, image.encoded)
+        rows, columns = images.image_grid(name, picture.height, picture.width, self.image)
+        return rows * columns // PATCH_MERGE**2
+
+    def _shift(self, pictures: list[images.Pixels], generator: np.random.Generator) -> list[images.Pixels]:
+        most = self.image.shift_pixels
+        moves = generator.integers(-most, most + 1, (len(pictures), 2)).tolist()
+        return [images.shift(picture, *move) for picture, move in zip(pictures, moves, strict=True)]
+
+    def _chunks(self, segments: Sequence[Segment], chosen: int | None, generator: np.random.Generator) -> Chunks:
+        actions = [segment for segment in segments if isinstance(segment, Action)]
+        shape = (len(actions), self.action.horizon, self.width)
+        chunks = Chunks(
+            actions=np.zeros(shape, np.float32),
+            valid=np.zeros(shape, np.bool_),
+            noise=np.zeros(shape, np.float32),
+            time=np.zeros(len(actions), np.float32),
+        )
+        for number, action in enumerate(actions):
+            scaler = self._scalers[action.robot][1]
+            values = action.values[: self.action.horizon]
+            chunks.actions[number, :, : values.shape[1]] = scaler.normalize(values)
+        if chosen is not None:
+            self._noise(chunks, chosen, actions[chosen], generator)
+        return chunks
+
+    def _noise(self, chunks: Chunks, chosen: int, action: Action, generator: np.random.Generator) -> None:
+        config = self.action
+        chunks.noise[chosen] = generator.standard_normal((config.horizon, self.width), np.float32)
+        drawn = generator.beta(config.beta_alpha, config.beta_beta)
+        chunks.time[chosen] = config.time_scale * drawn + config.time_offset
+        dims = self.width if config.supervise_padding else action.values.shape[1]
+        chunks.valid[chosen, :, :dims] = action.valid[: config.horizon, None]
+
+    def _states(self, segments: Sequence[Segment]) -> Floats:
+        states = [segment for segment in segments if isinstance(segment, State)]
+        rows = np.zeros((len(states), self.width), np.float32)
+        for row, state in zip(rows, states, strict=True):
+            row[: len(state.values)] = self._scalers[state.robot][0].normalize(state.values)
+        return rows
+
+    def _assemble(
+        self,
+        key: str,
+        segments: Sequence[Segment],
+        pictures: list[images.Pixels],
+        chunks: Chunks,
+        chosen: int | None,
+        supervised: bool = True,
+    ) -> Sample:
+        side = PATCH_PIXELS
+        grids = [(picture.shape[0] // side, picture.shape[1] // side) for picture in pictures]
+        counts = [rows * columns // PATCH_MERGE**2 for rows, columns in grids]
+        layout = self.conversation.lay_out(segments, counts, chosen)
+        labels = layout.labels if supervised else np.full_like(layout.labels, UNSUPERVISED)
+        return Sample(
+            key=key,
+            tokens=torch.from_numpy(layout.tokens),
+            labels=torch.from_numpy(labels),
+            positions=torch.from_numpy(rotary_positions(len(layout.tokens), layout.image_starts, grids)),
+            pixels=torch.from_numpy(images.to_patches(pictures)),
+            grid=torch.tensor([(1, *grid) for grid in grids], dtype=torch.int64).reshape(-1, 3),
+            image_slots=torch.from_numpy(image_slots(layout)),
+            actions=torch.from_numpy(chunks.actions),
+            action_valid=torch.from_numpy(chunks.valid),
+            noise=torch.from_numpy(chunks.noise),
+            time=torch.from_numpy(chunks.time),
+            action_slots=torch.from_numpy(action_slots(layout, self.action.horizon)),
+            states=torch.from_numpy(self._states(segments)),
+            state_slots=torch.tensor(layout.state_starts, dtype=torch.int64),
+        )
+
+
+def image_slots(layout: Layout) -> NDArray[np.int64]:
+    """i64[P/4], the placeholders of all images in order."""
+    spans = zip(layout.image_starts, layout.image_lengths, strict=True)
+    return np.concatenate([np.empty(0, np.int64), *(np.arange(start, start + count) for start, count in spans)])
+
+
+def action_slots(layout: Layout, horizon: int) -> NDArray[np.int64]:
+    """i64[C, H], the placeholders of all chunks."""
+    return np.asarray(layout.action_starts, np.int64)[:, None] + np.arange(horizon)

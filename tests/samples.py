@@ -1,0 +1,195 @@
+"""Small seeded samples and shards for any test: robot frames, text, and text about pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from flagscale_vla.config.data import ActionConfig, ImageConfig, Normalization
+from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.shards import ShardWriter
+from flagscale_vla.data.tokenizer import fit_tokenizer
+from flagscale_vla.records import Action, Image, PackedBatch, RawSample, Segment, State, Text
+from flagscale_vla.robots.embodiments import Embodiment, save_embodiments
+from flagscale_vla.robots.statistics import RobotStatistics, Statistics
+
+SAWYER = Embodiment(
+    name="sawyer",
+    state=("x", "y", "z", "gripper"),
+    action=("dx", "dy", "dz", "gripper"),
+    cameras=("front", "wrist"),
+    fps=20,
+)
+PANDA = Embodiment(
+    name="panda",
+    state=("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+    action=("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"),
+    cameras=("front",),
+    fps=10,
+)
+WORDS = [
+    "open",
+    "the",
+    "door",
+    "then",
+    "close",
+    "a",
+    "red",
+    "drawer",
+    "and",
+    "push",
+    "this",
+    "button",
+    "to",
+    "the",
+    "left",
+    "of",
+    "that",
+    "small",
+    "blue",
+    "window",
+    "please",
+]
+STORED_STEPS = 16
+
+
+def sentence(generator: np.random.Generator, num_words: int) -> str:
+    """Words in random order."""
+    return " ".join(generator.choice(WORDS, num_words))
+
+
+def picture(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """A smooth random picture u8[height, width, 3], which JPEG keeps well."""
+    coarse = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.asarray(PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC))
+
+
+def encode_picture(pixels: NDArray[np.uint8], kind: str = "JPEG") -> bytes:
+    """JPEG or PNG bytes."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def robot_sample(seed: int, robot: Embodiment = SAWYER, side: int = 112) -> RawSample:
+    """One frame: a picture from each camera, the state, an instruction, and a chunk whose last steps may be invalid."""
+    generator = np.random.default_rng([seed, 1])
+    values = generator.normal(size=(STORED_STEPS, len(robot.action))).astype(np.float32)
+    valid = np.arange(STORED_STEPS) < generator.integers(2, STORED_STEPS + 1)
+    segments: list[Segment] = [
+        *(Image(name=name, encoded=encode_picture(picture(generator, side, side))) for name in robot.cameras),
+        State(values=generator.normal(size=len(robot.state)).astype(np.float32), robot=robot.name),
+        Text(text=sentence(generator, int(generator.integers(3, 9))), supervised=False),
+        Action(values=values, valid=valid, robot=robot.name),
+    ]
+    return RawSample(key=f"robot-{seed:05d}", segments=tuple(segments))
+
+
+def text_sample(seed: int, num_words: int) -> RawSample:
+    """A question and an answer of `num_words` in all, at least 2; one word is about one token."""
+    generator = np.random.default_rng([seed, 2])
+    asked = num_words // 2
+    segments = (
+        Text(text=sentence(generator, asked), supervised=False),
+        Text(text=sentence(generator, num_words - asked), supervised=True),
+    )
+    return RawSample(key=f"text-{seed:05d}", segments=segments)
+
+
+def picture_sample(seed: int, num_words: int, sides: tuple[int, int] = (84, 112)) -> RawSample:
+    """A picture of `sides` (height, width), a question, an answer."""
+    generator = np.random.default_rng([seed, 3])
+    text = text_sample(seed, num_words)
+    image = Image(name="picture", encoded=encode_picture(picture(generator, *sides)))
+    return RawSample(key=f"picture-{seed:05d}", segments=(image, *text.segments))
+
+
+def interleaved_sample(seed: int, num_chunks: int = 2, robot: Embodiment = SAWYER) -> RawSample:
+    """Several frames of one episode in one conversation, and a question about it at the end."""
+    frames = [segment for number in range(num_chunks) for segment in robot_sample(1000 * seed + number, robot).segments]
+    named = [
+        Image(name=f"{segment.name}-{place}", encoded=segment.encoded) if isinstance(segment, Image) else segment
+        for place, segment in enumerate(frames)
+    ]
+    question = (Text(text="is it done?", supervised=False), Text(text="yes", supervised=True))
+    return RawSample(key=f"interleaved-{seed:05d}", segments=(*named, *question))
+
+
+def mixed_samples(seed: int, count: int, shortest: int = 40, longest: int = 600) -> list[RawSample]:
+    """A seeded mixture: robot frames, text-only and text-image samples of about `shortest` to `longest` tokens."""
+    generator = np.random.default_rng([seed, 4])
+    kinds = generator.integers(3, size=count)
+    words = generator.integers(max(2, shortest - 30), longest - 60, count)
+    return [
+        [robot_sample(seed * count + number), text_sample(number, num_words), picture_sample(number, num_words)][kind]
+        for number, (kind, num_words) in enumerate(zip(kinds.tolist(), words.tolist(), strict=True))
+    ]
+
+
+def unit_statistics(width: int) -> Statistics:
+    """Statistics that leave values as they are."""
+    zeros, ones = (0.0,) * width, (1.0,) * width
+    low = (-1.0,) * width
+    return Statistics(count=100, mean=zeros, std=ones, min=low, max=ones, q01=low, q99=ones)
+
+
+def image_config(shift_pixels: int = 0) -> ImageConfig:
+    """Pictures of at most 112x112 pixels: 16 merged tokens."""
+    return ImageConfig(min_pixels=784, max_pixels=12544, shift_pixels=shift_pixels)
+
+
+def action_config(horizon: int = 8, *, supervise_padding: bool = False) -> ActionConfig:
+    """EO-1's flow settings."""
+    return ActionConfig(
+        horizon=horizon,
+        normalization=Normalization.mean_std,
+        beta_alpha=1.5,
+        beta_beta=1.0,
+        time_scale=0.999,
+        time_offset=0.001,
+        supervise_padding=supervise_padding,
+    )
+
+
+def make_recipe(
+    horizon: int = 8, width: int = 8, vocab: int = 512, shift_pixels: int = 0, *, supervise_padding: bool = False
+) -> Recipe:
+    """A recipe for the samples of this file, with a tokenizer fitted on their words."""
+    generator = np.random.default_rng(0)
+    texts = [sentence(generator, 30) for _ in range(50)]
+    robots = (SAWYER, PANDA)
+    return Recipe(
+        tokenizer=fit_tokenizer(texts, vocab),
+        embodiments={robot.name: robot for robot in robots},
+        statistics={
+            robot.name: RobotStatistics(
+                state=unit_statistics(len(robot.state)), action=unit_statistics(len(robot.action))
+            )
+            for robot in robots
+        },
+        image=image_config(shift_pixels),
+        action=action_config(horizon, supervise_padding=supervise_padding),
+        width=width,
+        system_prompt="You are a helpful physical assistant.",
+    )
+
+
+def make_batch(recipe: Recipe, raws: Iterable[RawSample], length: int, *, seed: int = 0, epoch: int = 0) -> PackedBatch:
+    """All of `raws` in one row."""
+    return recipe.pack([recipe.sample(raw, seed=seed, epoch=epoch, augment=False) for raw in raws], length)
+
+
+def write_shards(
+    folder: Path, raws: Iterable[RawSample], split: str = "train", *, max_bytes: int = 200_000
+) -> list[Path]:
+    """Write samples and `embodiments.json` into `folder`; the shards' paths."""
+    with ShardWriter(folder, split, max_bytes=max_bytes) as writer:
+        for raw in raws:
+            writer.write(raw.key, raw.segments, {"task": "synthetic"})
+    save_embodiments(folder, (SAWYER, PANDA))
+    return sorted(folder.glob(f"{split}-*.tar"))
