@@ -14,11 +14,11 @@ from functools import partial
 from importlib import import_module
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
-from flagscale_vla.config.schema import register_schemas
+from flagscale_vla.config.schema import register_schemas, settings_of
 
 JOBS: dict[type, tuple[str, str]] = {
     TrainRun: ("flagscale_vla.train.pretrain", "run"),
@@ -38,7 +38,7 @@ def find_job(root: type) -> Callable[[object], None]:
 
 def run_composed(config: DictConfig) -> None:
     """Check a composed config, then do its job here or in processes started for it."""
-    run = OmegaConf.to_object(config)
+    run = settings_of(config)
     if isinstance(run, TrainRun) and run.verb is Verb.run and "RANK" not in os.environ:
         from launch.ranks import start_ranks
 

@@ -22,6 +22,11 @@ def check_positive(key: str, value: float) -> None:
     check(value > 0, key, value, "must be above zero", 1)
 
 
+def check_seed(value: int) -> None:
+    """Refuse a seed that NumPy and torch would not both take."""
+    check(0 <= value < 2**32, "seed", value, "must lie in [0, 2^32)", 0)
+
+
 def check_share(key: str, value: float) -> None:
     """Refuse a share outside [0, 1]."""
     check(0.0 <= value <= 1.0, key, value, "must lie in [0, 1]", 0.5)

@@ -8,6 +8,9 @@ from enum import Enum
 from flagscale_vla.config.checks import check, check_positive, check_share
 from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
 
+TOKEN_PIXELS = (PATCH_PIXELS * PATCH_MERGE) ** 2
+"""Pixels of the resized image behind one language token."""
+
 
 class Normalization(Enum):
     """How states and actions are scaled."""
@@ -27,9 +30,8 @@ class ImageConfig:
     """training only: largest random shift of a whole picture along each side; 0 for none"""
 
     def __post_init__(self) -> None:
-        side = PATCH_PIXELS * PATCH_MERGE
-        least = side * side
-        check(self.min_pixels >= least, "data.image.min_pixels", self.min_pixels, f"must be at least {least}", least)
+        rule = f"must be at least {TOKEN_PIXELS}, one token"
+        check(self.min_pixels >= TOKEN_PIXELS, "data.image.min_pixels", self.min_pixels, rule, TOKEN_PIXELS)
         ok = self.max_pixels >= self.min_pixels
         rule = f"must be at least min_pixels={self.min_pixels}"
         check(ok, "data.image.max_pixels", self.max_pixels, rule, self.min_pixels)
@@ -55,7 +57,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.shards), "data.shards", self.shards or "''", "must name a folder of tar shards", "runs/demo")
-        check_positive("data.pack_length", self.pack_length)
+        rule = "must name a tokenizer.json, or be `fit`"
+        check(bool(self.tokenizer), "data.tokenizer", self.tokenizer or "''", rule, "fit")
+        check(self.pack_length > 0, "data.pack_length", self.pack_length, "must be above zero", 2560)
         check(self.workers >= 0, "data.workers", self.workers, "must not be negative", 0)
         check_share("data.max_bad_share", self.max_bad_share)
 

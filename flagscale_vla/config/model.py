@@ -30,15 +30,15 @@ class VisionConfig:
     """layers, from 0, that attend over the whole image instead of a window"""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "intermediate", "heads", "window_pixels"):
+        for name in ("layers", "hidden", "intermediate", "heads"):
             check_positive(f"model.vision.{name}", self.__getattribute__(name))
         head_dim = self.hidden // self.heads
         ok = self.hidden % self.heads == 0 and head_dim % 4 == 0
         rule = f"hidden/heads must be a multiple of 4 for 2-D rotary positions; hidden is {self.hidden}"
         check(ok, "model.vision.heads", self.heads, rule, max(1, self.hidden // 32))
         side = PATCH_PIXELS * PATCH_MERGE
-        ok = self.window_pixels % side == 0
-        check(ok, "model.vision.window_pixels", self.window_pixels, f"must be a multiple of {side}", 4 * side)
+        ok = self.window_pixels > 0 and self.window_pixels % side == 0
+        check(ok, "model.vision.window_pixels", self.window_pixels, f"must be a positive multiple of {side}", 4 * side)
         ok = all(0 <= layer < self.layers for layer in self.full_attention_layers)
         rule = f"every entry must be a layer, from 0 to {self.layers - 1}"
         check(ok, "model.vision.full_attention_layers", self.full_attention_layers, rule, [self.layers - 1])
@@ -65,14 +65,16 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "vocab", "rope_theta", "norm_eps"):
             check_positive(f"model.language.{name}", self.__getattribute__(name))
-        ok = self.hidden % self.heads == 0
-        check(ok, "model.language.heads", self.heads, f"must divide hidden={self.hidden}", max(1, self.hidden // 64))
+        ok = self.hidden % (2 * self.heads) == 0
+        rule = f"hidden/heads must be an even number for rotary positions; hidden is {self.hidden}"
+        check(ok, "model.language.heads", self.heads, rule, 1)
         ok = self.heads % self.kv_heads == 0
         check(ok, "model.language.kv_heads", self.kv_heads, f"must divide heads={self.heads}", 1)
         half = self.head_dim // 2
-        ok = len(self.mrope_sections) == 3 and sum(self.mrope_sections) == half
+        sections = self.mrope_sections
+        ok = len(sections) == 3 and min(sections) > 0 and sum(sections) == half
         third = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
-        rule = f"must be three counts that add up to half a head, {half}"
+        rule = f"must be three counts above zero that add up to half a head, {half}"
         check(ok, "model.language.mrope_sections", self.mrope_sections, rule, third)
 
     @property

@@ -14,9 +14,6 @@ class PartConfig:
     lr: float
     frozen: bool
 
-    def __post_init__(self) -> None:
-        check_positive("optim.<part>.lr", self.lr)
-
 
 @dataclass(slots=True, kw_only=True)
 class LossConfig:
@@ -29,6 +26,8 @@ class LossConfig:
         for name in ("text", "flow"):
             value = self.__getattribute__(name)
             check(value >= 0, f"optim.loss.{name}", value, "must not be negative", 1.0)
+        ok = self.text + self.flow > 0
+        check(ok, "optim.loss.flow", self.flow, "must be above zero where optim.loss.text is zero", 1.0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,10 +52,17 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must not be negative", 100)
-        for name in ("final_share", "beta1", "beta2"):
-            check_share(f"optim.{name}", self.__getattribute__(name))
+        check_share("optim.final_share", self.final_share)
+        for name in ("beta1", "beta2"):
+            value = self.__getattribute__(name)
+            check(0.0 <= value < 1.0, f"optim.{name}", value, "must lie in [0, 1)", 0.9)
         check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must not be negative", 0.01)
         for name in ("eps", "clip"):
             check_positive(f"optim.{name}", self.__getattribute__(name))
-        ok = not all(part.frozen for part in (self.vision, self.merger, self.language, self.head))
+        parts = {"vision": self.vision, "merger": self.merger, "language": self.language, "head": self.head}
+        for name, part in parts.items():
+            check(
+                part.lr > 0, f"optim.{name}.lr", part.lr, "must be above zero; to keep a part as it is, freeze it", 1e-5
+            )
+        ok = not all(part.frozen for part in parts.values())
         check(ok, "optim.head.frozen", True, "every part is frozen, so nothing would be trained", False)

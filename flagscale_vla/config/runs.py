@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from math import gcd
 
-from flagscale_vla.config.checks import ConfigError, check, check_positive, check_share
-from flagscale_vla.config.data import ActionConfig, DataConfig
+from flagscale_vla.config.checks import check, check_positive, check_seed
+from flagscale_vla.config.data import TOKEN_PIXELS, ActionConfig, DataConfig
 from flagscale_vla.config.model import ModelConfig
 from flagscale_vla.config.optim import OptimConfig
 from flagscale_vla.config.parallel import ParallelConfig, PlatformConfig
@@ -76,18 +77,22 @@ class TrainRun:
         check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/tiny")
         for name in ("steps", "global_packs"):
             check_positive(name, self.__getattribute__(name))
+        check_seed(self.seed)
         self._check_layout()
 
     def _check_layout(self) -> None:
         parallel, model = self.parallel, self.model
+        split = {
+            "model.language.heads": model.language.heads,
+            "model.language.kv_heads": model.language.kv_heads,
+            "model.language.intermediate": model.language.intermediate,
+            "model.vision.heads": model.vision.heads,
+            "model.vision.intermediate": model.vision.intermediate,
+        }
         tensor = parallel.tensor
-        for key, heads in (
-            ("model.language.heads", model.language.heads),
-            ("model.language.kv_heads", model.language.kv_heads),
-            ("model.vision.heads", model.vision.heads),
-        ):
-            rule = f"must divide {key}={heads}"
-            check(heads % tensor == 0, "parallel.tensor", tensor, rule, largest_divisor(heads, tensor))
+        passes = largest_divisor(gcd(*split.values()), tensor)
+        for key, size in split.items():
+            check(size % tensor == 0, "parallel.tensor", tensor, f"must divide {key}={size}", passes)
         layers = model.language.layers
         rule = f"must divide model.language.layers={layers}"
         passes = largest_divisor(layers, parallel.pipeline)
@@ -101,6 +106,9 @@ class TrainRun:
         length = self.data.pack_length
         rule = f"must be a multiple of {unit} (2 x parallel.context, x parallel.tensor with parallel.sequence)"
         check(length % unit == 0, "data.pack_length", length, rule, (length // unit + 1) * unit)
+        least = self.data.image.max_pixels // TOKEN_PIXELS + self.action.horizon + 1
+        rule = f"must hold a picture of data.image.max_pixels and a chunk of action.horizon: {least} tokens and more"
+        check(length >= least, "data.pack_length", length, rule, (2 * least // unit + 1) * unit)
         rule = f"must be a multiple of parallel.data={parallel.data}"
         passes = (self.global_packs // parallel.data + 1) * parallel.data
         check(self.global_packs % parallel.data == 0, "global_packs", self.global_packs, rule, passes)
@@ -158,6 +166,7 @@ class RecordRun:
             check_positive(name, self.__getattribute__(name))
         check(self.heldout_episodes >= 0, "heldout_episodes", self.heldout_episodes, "must not be negative", 2)
         check(self.noise >= 0, "noise", self.noise, "must not be negative", 0.4)
+        check_seed(self.seed)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -187,9 +196,12 @@ class EvalRun:
 
     def __post_init__(self) -> None:
         check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/eval")
-        if not self.checkpoint:
-            raise ConfigError("checkpoint='': must name a checkpoint or a training run's output folder")
+        rule = "must name a checkpoint or a training run's output folder"
+        check(bool(self.checkpoint), "checkpoint", "''", rule, "runs/train_tiny_action")
+        check(bool(self.shards), "shards", "''", "must name a folder of tar shards", "runs/demo")
         check(bool(self.tasks), "tasks", self.tasks, "must name at least one task", "[metaworld/door-open]")
         for name in ("episodes", "max_steps", "execute_steps", "denoise_steps", "image_pixels", "processes"):
             check_positive(name, self.__getattribute__(name))
-        check_share("confidence", self.confidence)
+        check(0.0 < self.confidence < 1.0, "confidence", self.confidence, "must lie between 0 and 1", 0.95)
+        check(0 <= self.videos <= self.episodes, "videos", self.videos, f"must lie in [0, episodes={self.episodes}]", 0)
+        check_seed(self.seed)

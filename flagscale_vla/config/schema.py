@@ -1,9 +1,15 @@
-"""The schemas that a YAML in `conf/` names first in its `defaults`, so that typos and wrong types are refused."""
+"""The schemas that a YAML in `conf/` names first in its `defaults`, and the way from a composed config to settings."""
 
 from __future__ import annotations
 
-from hydra.core.config_store import ConfigStore
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun
 
 SCHEMAS: dict[str, type] = {
@@ -18,3 +24,38 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, root in SCHEMAS.items():
         store.store(name=name, node=root)
+
+
+def settings_of(config: DictConfig) -> object:
+    """A composed config as an instance of its root type, with every check of every part passed.
+
+    Raises:
+        ConfigError: for a value that a check refuses, a setting left open, or one that does not exist. Hydra itself
+            refuses a typo and a wrong type, but takes `+new.key=1` without a word.
+    """
+    for key, known in unknown_keys(config, ""):
+        raise ConfigError(f"{key}: there is no such setting. {suggestion(key, known)}")
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{key}=???: has no value yet. Give it one on the command line: {key}=VALUE")
+    return OmegaConf.to_object(config)
+
+
+def unknown_keys(config: DictConfig, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """Keys that the type of their node does not have, each with the names that it has."""
+    root = OmegaConf.get_type(config)
+    assert is_dataclass(root), f"{prefix or 'the root'} has no schema"
+    known = [field.name for field in fields(root)]
+    for name in map(str, config):
+        key = f"{prefix}{name}"
+        if name not in known:
+            yield key, known
+        elif OmegaConf.is_dict(config._get_node(name)):
+            yield from unknown_keys(config[name], f"{key}.")
+
+
+def suggestion(key: str, known: list[str]) -> str:
+    """The setting that was probably meant, or all that there are."""
+    parent, _, name = key.rpartition(".")
+    close = get_close_matches(name, known, n=1)
+    path = f"{parent}." if parent else ""
+    return f"Did you mean {path}{close[0]}?" if close else "There are: " + ", ".join(path + other for other in known)

@@ -1,0 +1,281 @@
+"""Every config in `conf/` composes and holds, and every rule refuses what breaks it with a value that would pass."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+
+from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.config.model import ModelConfig
+from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
+from flagscale_vla.config.schema import SCHEMAS, register_schemas, settings_of
+
+ROOT = Path(__file__).parents[2]
+JOBS = sorted(file.stem for file in (ROOT / "conf").glob("*.yaml") if file.stem != "base")
+MODELS = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))
+
+Run = TrainRun | RecordRun | EvalRun
+
+
+@cache
+def composed(name: str, *overrides: str) -> DictConfig:
+    """`conf/NAME.yaml` with overrides, as Hydra gives it to `run.py`."""
+    register_schemas()
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        return compose(name, list(overrides))
+
+
+def load(name: str, *overrides: str) -> Run:
+    """The checked settings of a config with overrides."""
+    run = settings_of(composed(name, *overrides))
+    assert isinstance(run, tuple(SCHEMAS.values()))
+    return run
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_config_composes_and_holds(name: str) -> None:
+    assert load(name).output == f"runs/{name}" or name == "record_demo"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_size_fits_the_training_config(model: str) -> None:
+    run = load("train_3b_action", f"model={model}")
+    assert isinstance(run, TrainRun)
+    assert isinstance(run.model, ModelConfig)
+    assert run.model.name == model
+
+
+BAD_TRAINING = """
+output=''
+steps=0
+global_packs=0
+global_packs=3 parallel.data=2
+seed=-1
+model.vision.layers=0
+model.vision.hidden=-192
+model.vision.intermediate=0
+model.vision.heads=0
+model.vision.heads=5
+model.vision.heads=64
+model.vision.window_pixels=0
+model.vision.window_pixels=50
+model.vision.full_attention_layers=[1,4]
+model.vision.full_attention_layers=[-1]
+model.language.layers=0
+model.language.hidden=0
+model.language.intermediate=0
+model.language.heads=0
+model.language.heads=5
+model.language.heads=64
+model.language.kv_heads=0
+model.language.kv_heads=4
+model.language.vocab=0
+model.language.vocab=511 parallel.tensor=2
+model.language.rope_theta=0
+model.language.mrope_sections=[4,6]
+model.language.mrope_sections=[4,6,7]
+model.language.mrope_sections=[0,8,8]
+model.language.norm_eps=0
+model.flow.width=0
+model.flow.output_layers=0
+model.flow.min_period=0
+model.flow.max_period=0
+model.flow.max_period=0.001
+data.shards=''
+data.tokenizer=''
+data.image.min_pixels=783
+data.image.max_pixels=783
+data.image.shift_pixels=-1
+data.pack_length=0
+data.pack_length=24
+data.pack_length=2561 parallel.context=2
+data.pack_length=2562 parallel.tensor=2 parallel.context=2 parallel.sequence=true
+data.workers=-1
+data.max_bad_share=1.5
+action.horizon=0
+action.beta_alpha=0
+action.beta_beta=-1
+action.time_scale=0
+action.time_offset=-0.1
+action.time_offset=0.1
+parallel.tensor=0
+parallel.tensor=3
+parallel.tensor=2 model.vision.intermediate=513
+parallel.tensor=2 model.language.intermediate=513
+parallel.tensor=4
+parallel.pipeline=0
+parallel.pipeline=3
+parallel.context=0
+parallel.data=0
+parallel.hosts=0
+parallel.hosts=2
+parallel.sequence=true
+optim.vision.lr=0
+optim.merger.lr=0
+optim.language.lr=-1
+optim.head.lr=0
+optim.head.frozen=true optim.vision.frozen=true optim.merger.frozen=true optim.language.frozen=true
+optim.warmup_steps=-1
+optim.final_share=2
+optim.weight_decay=-0.1
+optim.beta1=1
+optim.beta2=-0.1
+optim.eps=0
+optim.clip=0
+optim.loss.text=-1
+optim.loss.flow=-1
+optim.loss.flow=0 optim.loss.text=0
+platform.threads=-1
+checkpoint.every=0
+checkpoint.keep=0
+report.every=0
+report.samples=-1
+"""
+
+BAD_RECORDING = """
+output=''
+episodes=0
+heldout_episodes=-1
+image_pixels=0
+horizon=0
+noise=-0.1
+max_steps=0
+processes=0
+seed=4294967296
+"""
+
+BAD_EVALUATION = """
+output=''
+checkpoint=''
+shards=''
+tasks=[]
+episodes=0
+max_steps=0
+execute_steps=0
+denoise_steps=0
+image_pixels=0
+confidence=1
+videos=-1
+videos=11
+processes=0
+seed=-1
+platform.threads=-1
+"""
+
+CASES = [
+    (name, line)
+    for name, lines in (
+        ("train_tiny_action", BAD_TRAINING),
+        ("record_demo", BAD_RECORDING),
+        ("eval_demo", BAD_EVALUATION),
+    )
+    for line in lines.strip().splitlines()
+]
+
+
+@pytest.mark.parametrize(("name", "line"), CASES)
+def test_a_rule_names_key_value_and_what_would_pass(name: str, line: str) -> None:
+    """The first override of a line is the one to be refused; the value that the message offers passes.
+
+    It may show that another key does not fit it: 4 heads and then the rotary sections of a head.
+    """
+    overrides = line.split()
+    key, value = overrides[0].split("=")
+    message = re.fullmatch(r"(\S+?)=(.*?): (.+)\. This would pass: (\S+?)=(.+)", refusal(name, overrides))
+    assert message, refusal(name, overrides)
+    assert message[1] == message[4] == key
+    assert same(message[2], value)
+    assert not refusal(name, [*overrides[1:], f"{key}={message[5]}"]).startswith(f"{key}=")
+
+
+def same(shown: str, given: str) -> bool:
+    """Whether a message shows the value that was given."""
+    return shown.replace(" ", "").lower() == given.lower() or shown == str(float(given))
+
+
+def refusal(name: str, overrides: list[str]) -> str:
+    """What is refused in a config, or nothing."""
+    try:
+        settings_of(OmegaConf.merge(composed(name), OmegaConf.from_dotlist(overrides)))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stepz=3", "stepz"),
+        ("parallel.tensr=2", "tensr"),
+        ("steps=many", "many"),
+        ("parallel.sequence=maybe", "maybe"),
+        ("platform.device=tpu", "tpu"),
+        ("model.language.mrope_sections=[a,b,c]", "a"),
+        ("model=13b", "13b"),
+    ],
+)
+def test_typos_and_wrong_types_are_refused_at_compose(override: str, words: str) -> None:
+    with pytest.raises(ConfigCompositionException) as refused:
+        load("train_tiny_action", override)
+    causes = f"{refused.value} {refused.value.__cause__}"
+    assert words in causes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+optim.warmup=9"], "optim.warmup: there is no such setting. Did you mean optim.warmup_steps?"),
+        (["+frobnicate=1"], "frobnicate: there is no such setting. There are: output, verb, model,"),
+        (["+data.image.blur.radius=1"], "data.image.blur: there is no such setting. There are: data.image.min_pixels,"),
+        (["data=qwen"], "data.shards=???: has no value yet. Give it one on the command line: data.shards=VALUE"),
+    ],
+)
+def test_new_keys_and_open_values_are_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load("train_tiny_action", *overrides)
+
+
+def test_layouts_on_one_host_hold() -> None:
+    run = load("train_tiny_action", "parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence=true")
+    assert isinstance(run, TrainRun)
+    assert run.parallel.world_size == 4
+    assert run.num_microbatches == 1
+
+
+def test_the_command_line_translates_the_verb() -> None:
+    sys.path.insert(0, str(ROOT))
+    import run as program
+
+    translated = [program.VERBS.get(word, word) for word in ("action=dryrun", "action=flow", "action.horizon=4")]
+    assert translated == ["verb=dryrun", "action=flow", "action.horizon=4"]
+    job = load("train_3b_action", translated[0])
+    assert isinstance(job, TrainRun)
+    assert job.verb is Verb.dryrun
+    assert set(program.JOBS) == set(SCHEMAS.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train_tiny_action", "parallel.tensor=4"], "ConfigError: parallel.tensor=4: must divide"),
+        (["train_3b_action"], "ConfigError: parallel.hosts=16: this is one host. The run needs 128 processes"),
+    ],
+)
+def test_the_program_ends_in_a_message_not_a_trace(tmp_path: Path, arguments: list[str], words: str) -> None:
+    name, *overrides = arguments
+    command = [sys.executable, "run.py", "--config-name", name, f"output={tmp_path / 'out'}", *overrides]
+    env = {key: value for key, value in os.environ.items() if key not in {"RANK", "FLAGSCALE_VLA_TRACE"}}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(words)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
