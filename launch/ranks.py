@@ -112,8 +112,9 @@ def needs(parallel: ParallelConfig) -> str:
     """What a run needs, how to start it there, and what can be run here, as sentences for an error message."""
     arguments = shlex.join(sys.argv[1:])
     hosts, local = parallel.hosts, parallel.world_size // parallel.hosts
+    each = f", {local} on each" if hosts > 1 else ""
     return (
-        f"The run needs {count(parallel.world_size, 'process')} on {count(hosts, 'host')}, {local} on each, "
+        f"The run needs {count(parallel.world_size, 'process')} on {count(hosts, 'host')}{each}, "
         "with a GPU for each process or memory enough for its share of the model. Start it under Slurm with\n"
         f"  sbatch --nodes={hosts} launch/slurm.sbatch {arguments}\n"
         "or on every host with\n"

@@ -6,39 +6,21 @@ import os
 import re
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.model import ModelConfig
-from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
-from flagscale_vla.config.schema import SCHEMAS, register_schemas, settings_of
+from flagscale_vla.config.runs import TrainRun, Verb
+from flagscale_vla.config.schema import SCHEMAS, settings_of
+from tests.settings import composed, load
 
 ROOT = Path(__file__).parents[2]
 JOBS = sorted(file.stem for file in (ROOT / "conf").glob("*.yaml") if file.stem != "base")
 MODELS = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))
-
-Run = TrainRun | RecordRun | EvalRun
-
-
-@cache
-def composed(name: str, *overrides: str) -> DictConfig:
-    """`conf/NAME.yaml` with overrides, as Hydra gives it to `run.py`."""
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return compose(name, list(overrides))
-
-
-def load(name: str, *overrides: str) -> Run:
-    """The checked settings of a config with overrides."""
-    run = settings_of(composed(name, *overrides))
-    assert isinstance(run, tuple(SCHEMAS.values()))
-    return run
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -16,6 +16,7 @@ from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.parallel import Device, MatmulPrecision, ParallelConfig, PlatformConfig
 from flagscale_vla.mcore import platform as mcore_platform
 from launch import ranks
+from tests.settings import load_training
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +67,15 @@ def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, device: Devic
 def test_memory_of_replicas_adds_up() -> None:
     assert ranks.least_bytes(1000, layout()) == 16 * 1000 + ranks.PROCESS_BYTES
     assert ranks.least_bytes(1000, layout(data=4)) == (4 * 8 + 8) * 1000 + 4 * ranks.PROCESS_BYTES
+
+
+def test_a_model_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "memory_limit", lambda: 23 * ranks.GIB)
+    overrides = ["parallel.hosts=1", "parallel.data=1", "platform.device=cpu"]
+    words = r"model.name=3b: 3,\d+,\d+,\d+ parameters .* take at least 57 GiB on a CPU and this host has 23 GiB"
+    with pytest.raises(ConfigError, match=words):
+        ranks.start_ranks(load_training("train_3b_action", *overrides))
+    assert ranks.start_ranks(load_training("train_tiny_action", "platform.device=cpu")) is False
 
 
 @pytest.mark.parametrize(("content", "limited"), [("max\n", False), ("1000\n", True)])
