@@ -32,29 +32,8 @@ PANDA = Embodiment(
     cameras=("front",),
     fps=10,
 )
-WORDS = [
-    "open",
-    "the",
-    "door",
-    "then",
-    "close",
-    "a",
-    "red",
-    "drawer",
-    "and",
-    "push",
-    "this",
-    "button",
-    "to",
-    "the",
-    "left",
-    "of",
-    "that",
-    "small",
-    "blue",
-    "window",
-    "please",
-]
+SENTENCE = "open the door then close a red drawer and push this button to the left of that small blue window please"
+WORDS = tuple(SENTENCE.split())
 STORED_STEPS = 16
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,51 +34,70 @@ class Fault:
     def __str__(self) -> str:
         return f"{self.shard}/{self.member}: {self.reason}"
 
+    @staticmethod
+    def of(shard: str, error: BadSampleError) -> Fault:
+        """The fault that an error in a sample of `shard` stands for."""
+        return Fault(shard=shard, member=error.member.removeprefix(f"{shard}/"), reason=error.reason)
+
 
 class Quarantine:
     """Keeps and counts samples that cannot be used, and stops a run that meets too many.
 
     Args:
-        path: JSON lines of `Fault`s; kept faults are appended. Processes may share the file.
-        max_bad_share: largest share of reads that may be bad; the first 100 reads count as 100.
+        path: JSON lines of `Fault`s; new ones are appended, each fault once. Processes had better not share a file.
+        max_bad_share: largest share that may be bad, of the samples of an index and of the samples read since; the
+            first 100 count as 100.
     """
 
     def __init__(self, path: Path, max_bad_share: float) -> None:
         self.path, self.max_bad_share = path, max_bad_share
-        self.reads = 0
-        self.faults: list[Fault] = []
+        self.num_bad = 0
+        """bad samples met, in indices and in reading"""
+        self._reads = 0
+        self._faults: list[Fault] = []
         self._listed = {(fault.shard, fault.member) for fault in load_faults(path)}
 
-    def count(self, reads: int, faults: tuple[Fault, ...]) -> None:
+    def inspect(self, num_samples: int, faults: Sequence[Fault], *, listed: bool) -> None:
+        """Note that an index of `num_samples` was made, and these `faults` found; `listed` says whether to list them.
+
+        Raises:
+            ValueError: too large a share of the index is bad; names the first few.
+        """
+        self.num_bad += len(faults)
+        for fault in faults if listed else ():
+            self._list(fault)
+        self._check(faults, num_samples + len(faults), "samples indexed")
+
+    def count(self, reads: int, faults: Sequence[Fault]) -> None:
         """Note that `reads` more samples were read, of which `faults` were bad.
 
         Raises:
-            ValueError: more than the allowed share is bad; names the first few.
+            ValueError: too large a share of all that was read is bad; names the first few.
         """
-        self.reads += reads
+        self._reads += reads
+        self.num_bad += len(faults)
         for fault in faults:
-            logger.warning("quarantined %s", fault)
-            self.faults.append(fault)
+            self._faults.append(fault)
             self._list(fault)
-        self._check()
+        self._check(self._faults, self._reads, "samples read")
 
     def _list(self, fault: Fault) -> None:
         if (fault.shard, fault.member) in self._listed:
             return
+        logger.warning("quarantined %s", fault)
         self._listed.add((fault.shard, fault.member))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(fault), ensure_ascii=False) + "\n")
 
-    def _check(self) -> None:
-        bad, reads = len(self.faults), max(self.reads, LEAST_READS)
-        if bad <= self.max_bad_share * reads:
+    def _check(self, faults: Sequence[Fault], total: int, what: str) -> None:
+        if len(faults) <= self.max_bad_share * max(total, LEAST_READS):
             return
-        shown = "; ".join(str(fault) for fault in self.faults[:SHOWN])
-        more = f"; and {bad - SHOWN} more" if bad > SHOWN else ""
+        shown = "; ".join(str(fault) for fault in faults[:SHOWN])
+        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise ValueError(
-            f"{bad} of {self.reads} samples read are bad, past data.max_bad_share={self.max_bad_share}: {shown}{more}. "
-            f"The whole list is in {self.path}. Repair or remove them, or raise data.max_bad_share"
+            f"{len(faults)} of {total} {what} are bad, past data.max_bad_share={self.max_bad_share}: {shown}{more}. "
+            f"{self.path} lists them. Repair or remove them, or raise data.max_bad_share"
         )
 
 

@@ -172,6 +172,23 @@ class Recipe:
         counts = [self._image_tokens(raw.key, segment) for segment in raw.segments if isinstance(segment, Image)]
         return len(self.conversation.lay_out(raw.segments, counts, None).tokens)
 
+    def layout(self) -> list[object]:
+        """All that the length of a sample depends on, as plain values."""
+        sides = [self.image.min_pixels, self.image.max_pixels]
+        return [self.tokenizer.to_str(), self.system_prompt, *sides, self.action.horizon]
+
+    def with_statistics(self, statistics: Mapping[str, RobotStatistics]) -> Recipe:
+        """The same recipe with other statistics."""
+        return Recipe(
+            tokenizer=self.tokenizer,
+            embodiments=self.embodiments,
+            statistics=statistics,
+            image=self.image,
+            action=self.action,
+            width=self.width,
+            system_prompt=self.system_prompt,
+        )
+
     def pack(self, samples: Sequence[Sample], length: int) -> PackedBatch:
         """A row of `length` tokens; see `data.pack.pack`."""
         return pack(samples, length, pad=self.vocabulary.pad, horizon=self.action.horizon, width=self.width)

@@ -45,6 +45,11 @@ class RobotStatistics:
     action: Statistics
 
 
+def no_statistics() -> Statistics:
+    """Of a vector that was never seen: it has no dims, so that a use of it fails."""
+    return Statistics(count=0, mean=(), std=(), min=(), max=(), q01=(), q99=())
+
+
 def statistics_to_json(statistics: Mapping[str, RobotStatistics]) -> dict[str, object]:
     """Plain dicts and lists, by robot."""
     return {name: asdict(entry) for name, entry in statistics.items()}

@@ -1,0 +1,128 @@
+"""From the bytes of a tar back to a `RawSample`."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagscale_vla.data.faults import BadSampleError
+from flagscale_vla.data.shards import SCHEMA_VERSION
+from flagscale_vla.data.tar import LAST_MEMBER, BrokenTarError, Buffer, Group, group_members, walk_tar
+from flagscale_vla.records import Action, Image, RawSample, Segment, State, Text
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def read_sample(shard: Path, start: int, size: int) -> RawSample:
+    """The sample that lies at bytes [start, start + size) of a shard.
+
+    Raises:
+        BadSampleError: those bytes hold no whole sample.
+    """
+    try:
+        with shard.open("rb", buffering=0) as file:
+            file.seek(start)
+            content = file.read(size)
+        groups = list(group_members(walk_tar(content, whole=False)))
+    except (OSError, BrokenTarError) as error:
+        raise BadSampleError(f"{shard.name}/byte {start}", f"cannot be read: {error}") from error
+    if len(groups) != 1:
+        raise BadSampleError(f"{shard.name}/byte {start}", f"{len(groups)} samples lie where the index has one")
+    return parse_sample(shard.name, groups[0], content)
+
+
+def parse_sample(shard: str, group: Group, buffer: Buffer) -> RawSample:
+    """A sample from its members inside `buffer`.
+
+    Raises:
+        BadSampleError: a member is missing or is not what the sample's JSON says it is.
+    """
+    return _Parser(f"{shard}/{group.key}", group, buffer).parse()
+
+
+def load_array(content: bytes) -> NDArray[Any]:
+    """The array in the bytes of a `.npy` file; objects are refused.
+
+    Raises:
+        ValueError: it is no such file, or its data are cut short.
+    """
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except EOFError as error:
+        raise ValueError("it is empty") from error
+
+
+class _Parser:
+    """Turns one group of members into segments."""
+
+    def __init__(self, key: str, group: Group, buffer: Buffer) -> None:
+        self.key, self.group, self.buffer = key, group, buffer
+
+    def parse(self) -> RawSample:
+        header = self._header()
+        entries = header.get("segments")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise self._bad(LAST_MEMBER, "has no list of `segments`")
+        return RawSample(key=self.key, segments=tuple(self._segment(entry, header) for entry in entries))
+
+    def _header(self) -> dict[str, Any]:
+        try:
+            header = json.loads(self._content(LAST_MEMBER))
+        except ValueError as error:
+            if isinstance(error, BadSampleError):
+                raise
+            raise self._bad(LAST_MEMBER, f"is not JSON ({error})") from error
+        if not isinstance(header, dict) or header.get("schema_version") != SCHEMA_VERSION:
+            raise self._bad(LAST_MEMBER, f"must be an object with schema_version {SCHEMA_VERSION}")
+        return header
+
+    def _segment(self, entry: Mapping[str, Any], header: Mapping[str, Any]) -> Segment:
+        match entry:
+            case {"text": str(text), "supervised": bool(supervised)}:
+                return Text(text=text, supervised=supervised)
+            case {"image": str(name)} if name.lower().endswith(IMAGE_SUFFIXES):
+                return Image(name=name.rpartition(".")[0], encoded=self._content(name))
+            case {"state": str(name)}:
+                return State(values=self._floats(name, 1), robot=self._robot(header))
+            case {"action": str(name), "valid": str(valid_name)}:
+                values = self._floats(name, 2)
+                valid = self._array(valid_name)
+                if valid.dtype != np.bool_ or valid.shape != values.shape[:1]:
+                    raise self._bad(valid_name, f"is {valid.dtype}{list(valid.shape)}, not bool[{len(values)}]")
+                return Action(values=values, valid=valid, robot=self._robot(header))
+        raise self._bad(LAST_MEMBER, f"has a segment that is no text, image, state or action: {dict(entry)}")
+
+    def _robot(self, header: Mapping[str, Any]) -> str:
+        robot = header.get("robot")
+        if not isinstance(robot, str):
+            raise self._bad(LAST_MEMBER, "names no `robot`, which a sample with a state or an action needs")
+        return robot
+
+    def _floats(self, name: str, dims: int) -> NDArray[np.float32]:
+        values = self._array(name)
+        if values.dtype.kind != "f" or values.ndim != dims or values.size == 0:
+            raise self._bad(name, f"is {values.dtype}{list(values.shape)}, not numbers with {dims} dim(s)")
+        return values.astype(np.float32, copy=False)
+
+    def _array(self, name: str) -> NDArray[Any]:
+        try:
+            return load_array(self._content(name))
+        except ValueError as error:
+            if isinstance(error, BadSampleError):
+                raise
+            raise self._bad(name, f"is not an .npy array ({error})") from error
+
+    def _content(self, name: str) -> bytes:
+        member = self.group.members.get(name)
+        if member is None:
+            raise self._bad(name, "is missing")
+        return self.buffer[member.start : member.start + member.size]
+
+    def _bad(self, name: str, reason: str) -> BadSampleError:
+        return BadSampleError(f"{self.key}.{name}", reason)
