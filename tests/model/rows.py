@@ -1,0 +1,137 @@
+"""Packed rows of seeded random documents, and the settings of a very small model: no tokenizer, no shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from flagscale_vla.config.runs import TrainRun
+from flagscale_vla.config.schema import register_schemas
+from flagscale_vla.data.positions import rotary_positions
+from flagscale_vla.records import PackedBatch
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+IMAGE_TOKEN = 3
+HORIZON, WIDTH = 4, 8
+SMALL = [
+    "model.vision.layers=2",
+    "model.vision.hidden=32",
+    "model.vision.intermediate=48",
+    "model.vision.heads=4",
+    "model.vision.full_attention_layers=[1]",
+    "model.language.layers=4",
+    "model.language.hidden=64",
+    "model.language.intermediate=96",
+    "model.language.heads=4",
+    "model.language.kv_heads=2",
+    "model.language.mrope_sections=[2,3,3]",
+    "model.language.vocab=128",
+    "model.flow.width=8",
+    "data.pack_length=256",
+    "data.shards=unused",
+    "platform.device=cpu",
+    "platform.matmul=highest",
+    "platform.threads=1",
+]
+
+
+def settings(*overrides: str) -> TrainRun:
+    """The tiny run's settings with a very small model."""
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base=None):
+        return OmegaConf.to_object(compose("train_tiny_action", overrides=[*SMALL, *overrides]))
+
+
+@dataclass(frozen=True)
+class Document:
+    """Two tokens of text, images of these (height, width) patches, more text, perhaps a state and a chunk."""
+
+    text: int
+    images: tuple[tuple[int, int], ...] = ()
+    acts: bool = False
+
+    @property
+    def image_tokens(self) -> list[int]:
+        """Tokens of each image."""
+        return [height * width // 4 for height, width in self.images]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the document."""
+        return self.text + sum(self.image_tokens) + ((1 + HORIZON) if self.acts else 0)
+
+
+TEXT_ONLY = [Document(20), Document(33), Document(7)]
+IMAGES = [Document(12, images=((4, 4),)), Document(9, images=((4, 8), (8, 4), (2, 2))), Document(15)]
+ACTIONS = [Document(11, images=((4, 4), (8, 8)), acts=True), Document(6, acts=True), Document(10, images=((4, 4),))]
+
+
+def make_row(documents: list[Document], length: int, seed: int = 0) -> PackedBatch:
+    """Lay documents end to end and pad to `length`, with dummies of what they lack."""
+    rng = np.random.default_rng(seed)
+    starts = np.cumsum([0, *(document.length for document in documents)])
+    acting = [(document, start) for document, start in zip(documents, starts, strict=False) if document.acts]
+    grids = [(1, *image) for document in documents for image in document.images] or [(1, 2, 2)]
+    images = [
+        slots for document, start in zip(documents, starts, strict=False) for slots in _image_slots(document, start)
+    ]
+    labels = np.full(length, -100)
+    labels[: starts[-1]] = np.where(rng.random(starts[-1]) < 0.4, rng.integers(4, 100, starts[-1]), -100)
+    action_slots = [start + document.length - HORIZON + np.arange(HORIZON) for document, start in acting]
+    count = max(1, len(acting))
+    valid = np.zeros((count, HORIZON, WIDTH), bool)
+    valid[: len(acting), :, :6] = True
+    valid[: len(acting), -1] = False
+    bounds = [*starts] + ([length] if starts[-1] < length else [])
+    return PackedBatch(
+        tokens=_tokens(documents, starts, length, rng),
+        labels=torch.from_numpy(labels),
+        positions=_positions(documents, length - int(starts[-1])),
+        cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
+        pixels=_normal(rng, sum(t * h * w for t, h, w in grids), 1176),
+        grid=torch.tensor(grids),
+        image_slots=torch.tensor(images or [-1]),
+        actions=_normal(rng, count, HORIZON, WIDTH),
+        action_valid=torch.from_numpy(valid),
+        noise=_normal(rng, count, HORIZON, WIDTH),
+        time=torch.from_numpy(rng.random(count).astype(np.float32)),
+        action_slots=torch.from_numpy(np.stack(action_slots)) if acting else torch.full((1, HORIZON), -1),
+        states=_normal(rng, count, WIDTH),
+        state_slots=torch.tensor([int(slots[0]) - 1 for slots in action_slots] or [-1]),
+        keys=tuple(f"document-{n}" for n in range(len(documents))),
+        num_labels=int((labels >= 0).sum()),
+        num_action_values=int(valid.sum()),
+        num_tokens=int(starts[-1]),
+    )
+
+
+def _image_starts(document: Document) -> list[int]:
+    """Images come after the first two tokens of text."""
+    return [2 + sum(document.image_tokens[:n]) for n in range(len(document.images))]
+
+
+def _image_slots(document: Document, start: int) -> list[int]:
+    counted = zip(_image_starts(document), document.image_tokens, strict=True)
+    return [slot for first, count in counted for slot in range(start + first, start + first + count)]
+
+
+def _tokens(documents: list[Document], starts: np.ndarray, length: int, rng: np.random.Generator) -> Tensor:
+    tokens = rng.integers(4, 100, length)
+    for document, start in zip(documents, starts, strict=False):
+        tokens[_image_slots(document, int(start))] = IMAGE_TOKEN
+    return torch.from_numpy(tokens)
+
+
+def _positions(documents: list[Document], padding: int) -> Tensor:
+    parts = [rotary_positions(d.length, _image_starts(d), d.images) for d in documents]
+    return torch.from_numpy(np.concatenate([*parts, rotary_positions(padding, [], [])], axis=1))
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
