@@ -7,7 +7,16 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("flagscale_vla", "torch", "megatron-core", "transformer-engine", "transformers", "numpy")
+PACKAGES = (
+    "flagscale_vla",
+    "torch",
+    "megatron-core",
+    "transformer-engine",
+    "transformers",
+    "numpy",
+    "mujoco",
+    "metaworld",
+)
 """Packages whose version is worth a line beside a result; those not installed are left out."""
 
 

@@ -88,7 +88,7 @@ class Cameras:
 
     def forget(self) -> None:
         """A new episode began: its first frames may equal the last ones."""
-        self._last.clear()
+        self._last = {}
 
     def close(self) -> None:
         """Free the renderer, if it is open."""

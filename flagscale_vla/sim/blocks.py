@@ -1,0 +1,185 @@
+"""Recording cut into blocks: one task, a few episodes, one shard. A block is done when its shard is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flagscale_vla.config.runs import RecordRun
+from flagscale_vla.data.shards import ShardWriter, shard_path
+from flagscale_vla.robots.embodiments import Embodiment, embodiment_from_json
+from flagscale_vla.sim.episodes import Episode, record_episode, samples
+from flagscale_vla.sim.seeds import Purpose, episode_seed
+from flagscale_vla.sim.workers import check_parent, open_world
+from flagscale_vla.sim.worlds.world import World
+
+SMALLEST_BLOCK = 5
+"""Episodes; so few keep all processes busy to the end of a small run."""
+BLOCKS_PER_TASK = 8
+ATTEMPTS = 10
+"""Tries per episode that is wanted, before the expert counts as unable."""
+BINS = 20
+"""Of the histogram of each action dim over [-1, 1]."""
+LOGS = "blocks"
+UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Episodes `first` to `first + count - 1` of a task, written as one shard."""
+
+    task: str
+    purpose: Purpose
+    shard: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockLog:
+    """What a block's recording was like; kept beside the shard for the report."""
+
+    task: str
+    split: str
+    shard: int
+    embodiment: Embodiment
+    lengths: tuple[int, ...]
+    """control steps of each episode kept"""
+    rejected: int
+    """episodes the expert did not finish"""
+    histogram: tuple[tuple[int, ...], ...]
+    """per action dim, how many actions fall in each of `BINS` equal parts of [-1, 1]"""
+    seconds: float
+
+
+def plan_blocks(run: RecordRun, tasks: Sequence[str]) -> list[Block]:
+    """All blocks of a run. Depends on nothing that may differ between two starts of it, as the number of processes."""
+    train = split_blocks(tasks, Purpose.train, 0, run.episodes)
+    return train + split_blocks(tasks, Purpose.heldout, run.episodes, run.heldout_episodes)
+
+
+def split_blocks(tasks: Sequence[str], purpose: Purpose, first: int, episodes: int) -> list[Block]:
+    """The blocks of one split, shards numbered from 0."""
+    size = max(SMALLEST_BLOCK, -(-episodes // BLOCKS_PER_TASK))
+    starts = [(task, start) for task in tasks for start in range(0, episodes, size)]
+    return [
+        Block(task=task, purpose=purpose, shard=shard, first=first + start, count=min(size, episodes - start))
+        for shard, (task, start) in enumerate(starts)
+    ]
+
+
+def is_recorded(folder: Path, block: Block) -> bool:
+    """Whether a block's shard is there."""
+    return shard_path(folder, block.purpose.name, block.shard).exists()
+
+
+def record_block(job: tuple[RecordRun, Block]) -> BlockLog:
+    """Record one block and put its shard into the output folder, whole, as the last thing.
+
+    Raises:
+        ValueError: the expert fails too often.
+    """
+    run, block = job
+    begin = time.perf_counter()
+    world = open_world(block.task, run.image_pixels)
+    # A folder of its own: a run that was killed may still have a worker that is writing the same shard.
+    private = Path(run.output) / UNFINISHED / f"{os.getpid()}-{block.purpose.name}-{block.shard}"
+    episodes, rejected = [], 0
+    with ShardWriter(private, block.purpose.name, max_bytes=2**62, first=block.shard) as writer:
+        for number in range(block.first, block.first + block.count):
+            episode, failed = record_success(world, run, block, number)
+            for sample in samples(episode, run.horizon):
+                writer.write(*sample)
+            episodes.append(episode)
+            rejected += failed
+    log = summarize_block(block, world.embodiment, episodes, rejected, time.perf_counter() - begin)
+    save_log(Path(run.output), log)
+    os.replace(
+        shard_path(private, block.purpose.name, block.shard),
+        shard_path(Path(run.output), block.purpose.name, block.shard),
+    )
+    shutil.rmtree(private, ignore_errors=True)
+    return log
+
+
+def record_success(world: World, run: RecordRun, block: Block, number: int) -> tuple[Episode, int]:
+    """Try until the expert finishes an episode; returns it and how many tries failed.
+
+    Every other episode is recorded with noise on what is executed.
+
+    Raises:
+        ValueError: `ATTEMPTS` tries failed.
+    """
+    noise = run.noise if number % 2 else 0.0
+    for attempt in range(ATTEMPTS):
+        check_parent()
+        seed = episode_seed(block.purpose, run.seed, number * ATTEMPTS + attempt)
+        episode = record_episode(world, seed=seed, number=number, noise=noise, max_steps=run.max_steps)
+        if episode is not None:
+            return episode, attempt
+    raise ValueError(
+        f"task {block.task!r}: the expert failed {ATTEMPTS} times in a row within max_steps={run.max_steps} and "
+        f"noise={noise}; give it more steps or less noise"
+    )
+
+
+def summarize_block(
+    block: Block, embodiment: Embodiment, episodes: Sequence[Episode], rejected: int, seconds: float
+) -> BlockLog:
+    """Counts of one block."""
+    actions = np.concatenate([episode.actions() for episode in episodes])
+    counts = [np.histogram(column, bins=BINS, range=(-1.0, 1.0))[0] for column in actions.T]
+    return BlockLog(
+        task=block.task,
+        split=block.purpose.name,
+        shard=block.shard,
+        embodiment=embodiment,
+        lengths=tuple(len(episode.frames) for episode in episodes),
+        rejected=rejected,
+        histogram=tuple(tuple(int(n) for n in row) for row in counts),
+        seconds=seconds,
+    )
+
+
+def log_path(folder: Path, split: str, shard: int) -> Path:
+    """Where a block's log lies."""
+    return folder / LOGS / f"{split}-{shard:06d}.json"
+
+
+def save_log(folder: Path, log: BlockLog) -> None:
+    """Write a block's log in one step."""
+    path = log_path(folder, log.split, log.shard)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(asdict(log)), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def load_log(folder: Path, block: Block) -> BlockLog:
+    """The log of a block that is recorded.
+
+    Raises:
+        ValueError: it is missing beside its shard.
+    """
+    path = log_path(folder, block.purpose.name, block.shard)
+    if not path.is_file():
+        raise ValueError(f"{path} is missing beside its shard; delete the shard to record it again")
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    embodiment = entry.pop("embodiment")
+    return BlockLog(
+        task=entry["task"],
+        split=entry["split"],
+        shard=entry["shard"],
+        embodiment=embodiment_from_json(embodiment["name"], embodiment),
+        lengths=tuple(entry["lengths"]),
+        rejected=entry["rejected"],
+        histogram=tuple(tuple(row) for row in entry["histogram"]),
+        seconds=entry["seconds"],
+    )
