@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import mmap
-import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from flagscale_vla.data.kept import find_shards, keep, kept_path
 from flagscale_vla.data.read import parse_sample
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.tar import BrokenTarError, Buffer, group_members, walk_tar
+from flagscale_vla.data.workers import fork_server
 from flagscale_vla.records import Action, RawSample, State
 from flagscale_vla.robots.embodiments import FILE_NAME as EMBODIMENTS_FILE
 from flagscale_vla.robots.statistics import (
@@ -139,8 +139,7 @@ def _scan_shards(shards: list[Path], recipe: Recipe, processes: int) -> Iterator
     if processes == 1:
         yield from map(partial(scan_shard, recipe=recipe), shards)
         return
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=fork_server()) as pool:
         yield from pool.map(partial(scan_shard, recipe=recipe), shards)
 
 

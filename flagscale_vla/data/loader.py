@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from flagscale_vla.data.index import Index
 from flagscale_vla.data.plan import Plan
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.workers import fork_server
 from flagscale_vla.records import PackedBatch, Sample
 
 READ_AHEAD = 4
@@ -165,20 +164,9 @@ class Loader:
 
 
 def read_ahead(reader: _Reader, orders: _Orders, workers: int) -> StatefulDataLoader[_Delivery]:
-    """Deliveries in the order of `orders`, read by `workers` processes, or here for none.
-
-    The processes come from a fork server, which holds this module and nothing else: forking the training process would
-    copy its process group's threads and locks in mid-flight.
-    """
+    """Deliveries in the order of `orders`, read by `workers` processes, or here for none."""
     ahead = {"prefetch_factor": READ_AHEAD, "multiprocessing_context": fork_server()} if workers else {}
     with warnings.catch_warnings():
         # torchdata 0.11 calls a function that torch 2.13 deprecates; it does nothing here.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
         return StatefulDataLoader(reader, batch_size=None, sampler=orders, num_workers=workers, **ahead)
-
-
-def fork_server() -> ForkServerContext:
-    """Where workers come from: a process that has imported this module once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
