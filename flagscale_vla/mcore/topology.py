@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
+from torch._C._distributed_c10d import HashStore
 
 from flagscale_vla.config.checks import check
 from flagscale_vla.config.parallel import ParallelConfig
@@ -104,4 +105,4 @@ def _join(platform: Platform, timeout: timedelta) -> None:
     if "RANK" in os.environ:
         dist.init_process_group(platform.backend, timeout=timeout)
         return
-    dist.init_process_group(platform.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    dist.init_process_group(platform.backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)

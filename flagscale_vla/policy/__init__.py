@@ -1,0 +1,1 @@
+"""A trained model in use: observations in, chunks of actions out."""

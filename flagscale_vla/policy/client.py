@@ -1,0 +1,36 @@
+"""What a robot or a simulator knows of a policy, and how to open one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagscale_vla.config.parallel import PlatformConfig
+from flagscale_vla.records import ActionChunk, Observation
+
+
+class PolicyClient(Protocol):
+    """A policy, wherever it runs."""
+
+    def infer(self, observations: Sequence[Observation], *, seed: int) -> list[ActionChunk]:
+        """One chunk for each observation; the noise it starts from is a function of `seed` and its place."""
+
+    def normalize_action(self, robot: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Actions f32[..., A0] of `robot` less the training mean, over the training standard deviation."""
+
+
+def open_policy(checkpoint: Path, *, platform: PlatformConfig, denoise_steps: int) -> PolicyClient:
+    """Load a checkpoint, or the newest of a training run's output folder, into this process.
+
+    Raises:
+        ConfigError: where there is no whole checkpoint.
+        ValueError: where its tensors are not those of the model it names.
+    """
+    # Importing Megatron-core takes seconds; those who only need the protocol are spared it.
+    from flagscale_vla.policy.policy import Policy
+
+    return Policy.open(checkpoint, platform=platform, denoise_steps=denoise_steps)

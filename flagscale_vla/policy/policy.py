@@ -1,0 +1,68 @@
+"""A checkpoint in this process, answering observations with chunks of actions in the robot's own units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagscale_vla.config.checkpoints import CONFIG, RECIPE, WEIGHTS, find_checkpoint
+from flagscale_vla.config.model import ModelConfig
+from flagscale_vla.config.parallel import ParallelConfig, PlatformConfig
+from flagscale_vla.config.stored import read_model
+from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.mcore.platform import Platform, choose_platform
+from flagscale_vla.mcore.state import load_state
+from flagscale_vla.mcore.topology import Topology
+from flagscale_vla.model.sampling import denoise
+from flagscale_vla.model.vla import VisionLanguageAction
+from flagscale_vla.records import ActionChunk, Observation
+
+
+class Policy:
+    """A model, the recipe it was trained with, and the number of Euler steps it takes."""
+
+    def __init__(
+        self, model: VisionLanguageAction, recipe: Recipe, platform: Platform, denoise_steps: int, key: str
+    ) -> None:
+        self.model, self.recipe, self.platform = model.eval(), recipe, platform
+        self.denoise_steps, self.key = denoise_steps, key
+
+    @classmethod
+    def open(cls, checkpoint: Path, *, platform: PlatformConfig, denoise_steps: int) -> Policy:
+        """Load a checkpoint, saved under any layout; see `client.open_policy`."""
+        folder = find_checkpoint(checkpoint)
+        chosen = choose_platform(platform)
+        model = build_whole(read_model(folder / CONFIG), chosen)
+        load_state(model, None, folder / WEIGHTS)
+        return cls(model, Recipe.load(folder / RECIPE), chosen, denoise_steps, key=str(folder))
+
+    def infer(self, observations: Sequence[Observation], *, seed: int) -> list[ActionChunk]:
+        """One chunk for each observation, all run as one packed row.
+
+        Raises:
+            ValueError: for an unknown robot, a missing camera or a state of another width.
+        """
+        prompts = [self.recipe.prompt(seen, seed=seed + place) for place, seen in enumerate(observations)]
+        length = sum(len(prompt.tokens) for prompt in prompts)
+        batch = self.recipe.pack(prompts, length).to(self.platform.device)
+        actions = denoise(self.model, batch, self.denoise_steps).float().cpu().numpy()
+        return [
+            ActionChunk(values=self.recipe.action_values(seen.robot, chunk), key=self.key)
+            for seen, chunk in zip(observations, actions, strict=True)
+        ]
+
+    def normalize_action(self, robot: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Actions f32[..., A0] of `robot` less the training mean, over the training standard deviation."""
+        statistics = self.recipe.statistics[robot].action
+        mean, std = (np.asarray(field, np.float32) for field in (statistics.mean, statistics.std))
+        return (values - mean) / np.maximum(std, np.finfo(np.float32).eps)
+
+
+def build_whole(model: ModelConfig, platform: Platform) -> VisionLanguageAction:
+    """The whole model on this process alone, its weights not yet set."""
+    alone = ParallelConfig(tensor=1, pipeline=1, context=1, data=1, sequence=False, hosts=1)
+    topology = Topology.start(alone, platform)
+    return VisionLanguageAction(model, alone, platform, topology).to(platform.device)
