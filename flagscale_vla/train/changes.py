@@ -32,7 +32,7 @@ def read_settings(path: Path) -> Settings:
     return flatten(OmegaConf.to_container(OmegaConf.load(path)))
 
 
-def settings_of(run: object) -> Settings:
+def flat_settings(run: object) -> Settings:
     """The settings of a config object, in the spelling that `read_settings` gives."""
     return flatten(OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True))
 
@@ -65,7 +65,7 @@ def check_resumable(saved: Settings, run: TrainRun, checkpoint: Path) -> None:
     Raises:
         ConfigError: naming every key that must not change.
     """
-    lines = differing(fixed(saved), fixed(settings_of(run)))
+    lines = differing(fixed(saved), fixed(flat_settings(run)))
     if lines:
         raise ConfigError(
             f"output={run.output} holds {checkpoint.name} of another run:\n  "

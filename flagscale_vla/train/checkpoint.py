@@ -30,19 +30,22 @@ from flagscale_vla.config.checkpoints import (
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.provenance import git_hash, package_versions
 from flagscale_vla.config.runs import TrainRun
+from flagscale_vla.data.recipe import TOKENIZER_FILE
+from flagscale_vla.data.tokenizer import read_tokenizer
 from flagscale_vla.records import Progress
-from flagscale_vla.train.changes import check_resumable, differing, read_settings, settings_of, write_config
+from flagscale_vla.train.changes import check_resumable, differing, flat_settings, read_settings, write_config
 from flagscale_vla.train.metadata import (
     FORMAT,
     Metadata,
     file_digests,
     read_metadata,
+    samples_digest,
     verify_digests,
     write_metadata,
 )
 
 if TYPE_CHECKING:
-    from flagscale_vla.data.recipe import Recipe
+    from flagscale_vla.data.loader import Source
     from flagscale_vla.mcore.engine import Engine
     from flagscale_vla.mcore.topology import Topology
 
@@ -66,7 +69,7 @@ def prepare_output(output: Path) -> None:
         ) from error
 
 
-def save(run: TrainRun, topology: Topology, engine: Engine, recipe: Recipe, progress: Progress) -> Path:
+def save(run: TrainRun, topology: Topology, engine: Engine, source: Source, progress: Progress) -> Path:
     """Write the checkpoint of this step and drop those past `checkpoint.keep`. Called by every rank.
 
     Returns:
@@ -83,24 +86,25 @@ def save(run: TrainRun, topology: Topology, engine: Engine, recipe: Recipe, prog
     engine.save(folder / WEIGHTS)
     topology.barrier()
     if topology.is_writer:
-        describe(folder, run, recipe, progress)
+        describe(folder, run, source, progress)
         prune(output, run.checkpoint.keep)
         logger.info("Saved %s", folder)
     topology.barrier()
     return folder
 
 
-def describe(folder: Path, run: TrainRun, recipe: Recipe, progress: Progress) -> None:
+def describe(folder: Path, run: TrainRun, source: Source, progress: Progress) -> None:
     """Write all that stands beside the weights, the commit marker last."""
-    recipe.save(folder / RECIPE)
+    source.recipe.save(folder / RECIPE)
     write_config(run, folder / CONFIG)
     (folder / PROGRESS).write_text(json.dumps(asdict(progress), indent=2))
     metadata = Metadata(
         format=FORMAT,
         step=progress.step,
-        model=settings_of(run.model),
-        parallel=settings_of(run.parallel),
-        special_tokens=dict(recipe.vocabulary.ids),
+        model=flat_settings(run.model),
+        parallel=flat_settings(run.parallel),
+        special_tokens=asdict(source.recipe.vocabulary),
+        samples=samples_digest(source.index),
         digests=file_digests(folder, [RECIPE, CONFIG, PROGRESS]),
         versions=package_versions(),
         git_hash=git_hash(),
@@ -133,6 +137,39 @@ def read_progress(folder: Path, run: TrainRun) -> Progress:
     return Progress(**json.loads((folder / PROGRESS).read_text()))
 
 
+def restore(folder: Path, engine: Engine, *, weights_only: bool) -> None:
+    """Load a checkpoint's weights, and the optimizer's state unless `weights_only`. Called by every rank."""
+    engine.load(folder / WEIGHTS, weights_only=weights_only)
+    logger.info("%s %s", "Starting from the weights of" if weights_only else "Going on from", folder)
+
+
+def check_samples(folder: Path, run: TrainRun, source: Source) -> None:
+    """Refuse to go on with other samples than the run was begun with: their order would no longer be the run's.
+
+    Raises:
+        ConfigError: where shards were added, removed or changed.
+    """
+    if read_metadata(folder).samples != samples_digest(source.index):
+        raise ConfigError(
+            f"data.shards={run.data.shards}: holds other samples than {folder} was trained on. This would pass: the "
+            f"shards as they were, or another output= with init={folder} to train its weights on these"
+        )
+
+
+def check_tokenizer(folder: Path, run: TrainRun, source: Source) -> None:
+    """Refuse to start from weights that were trained with other token ids.
+
+    Raises:
+        ConfigError: naming the tokenizer that belongs to them.
+    """
+    path = folder / RECIPE / TOKENIZER_FILE
+    if read_tokenizer(path).to_str() != source.recipe.tokenizer.to_str():
+        raise ConfigError(
+            f"data.tokenizer={run.data.tokenizer}: init={run.init} was trained with another one. "
+            f"This would pass: data.tokenizer={path}"
+        )
+
+
 def find_init(run: TrainRun) -> Path:
     """The checkpoint that `init` names, once its model is found to be the one that is asked for.
 
@@ -143,7 +180,7 @@ def find_init(run: TrainRun) -> Path:
     metadata = read_metadata(folder)
     verify_digests(folder, metadata)
     saved = {key: value for key, value in metadata.model.items() if key != "name"}
-    asked = {key: value for key, value in settings_of(run.model).items() if key != "name"}
+    asked = {key: value for key, value in flat_settings(run.model).items() if key != "name"}
     lines = differing(saved, asked)
     if lines:
         raise ConfigError(f"init={run.init}: its model is another one:\n  model." + "\n  model.".join(lines))

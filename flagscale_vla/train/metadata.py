@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flagscale_vla.config.checkpoints import METADATA
 from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.data.index import Index
 
 FORMAT = 1
 """Version of the layout of a checkpoint folder."""
@@ -26,11 +27,20 @@ class Metadata:
     parallel: dict[str, object]
     """layout it was saved under; any other can load it"""
     special_tokens: dict[str, int]
-    """ids of the special tokens the weights were trained with"""
+    """ids of the special tokens the weights were trained with, by their names in `action.vocabulary`"""
+    samples: str
+    """digest of the training samples and their lengths, from which their order follows"""
     digests: dict[str, str]
     """sha256 of each small file beside the weights, statistics among them, by path in the folder"""
     versions: dict[str, str]
     git_hash: str
+
+
+def samples_digest(index: Index) -> str:
+    """sha256 in hex of all that the order of samples follows from; it does not depend on where the shards lie."""
+    digest = sha256(json.dumps([index.shards, index.keys]).encode())
+    digest.update(index.shard.tobytes() + index.lengths.tobytes())
+    return digest.hexdigest()
 
 
 def file_digests(folder: Path, names: list[str]) -> dict[str, str]:

@@ -1,10 +1,9 @@
-"""Stand-ins for the parts around a checkpoint, so that its files can be tested without a model."""
+"""Stand-ins for the parts around a checkpoint that need processes and a model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 
 class FakeTopology:
@@ -20,6 +19,7 @@ class FakeEngine:
 
     fails: bool = False
     saved: list[Path] = field(default_factory=list)
+    loaded: list[tuple[Path, bool]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -28,10 +28,5 @@ class FakeEngine:
         (folder / "shard").write_text("weights")
         self.saved.append(folder)
 
-
-class FakeRecipe:
-    vocabulary = SimpleNamespace(ids={"<|im_start|>": 300})
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "recipe.json").write_text("{}")
+    def load(self, folder: Path, *, weights_only: bool) -> None:
+        self.loaded.append((folder, weights_only))

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
 from flagscale_vla.config.runs import TrainRun
-from flagscale_vla.config.schema import register_schemas
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from tests.settings import load_training
 
 SMALL = (
     "model.vision.layers=2",
@@ -38,9 +33,4 @@ SMALL = (
 
 def small_run(output: Path, *overrides: str) -> TrainRun:
     """A checked run of the small model that leaves its results in `output`."""
-    register_schemas()
-    with initialize_config_dir(str(CONF), version_base=None):
-        config = compose("train_tiny_action", overrides=[*SMALL, f"output={output}", *overrides])
-    run = OmegaConf.to_object(config)
-    assert isinstance(run, TrainRun)
-    return run
+    return load_training("train_tiny_action", *SMALL, f"output={output}", *overrides)

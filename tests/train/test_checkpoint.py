@@ -3,23 +3,56 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flagscale_vla.config.checkpoints import METADATA, checkpoint_folder, committed, find_checkpoint, latest
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.runs import TrainRun
+from flagscale_vla.data.index import Index
+from flagscale_vla.data.loader import Source
 from flagscale_vla.records import Progress
-from flagscale_vla.train.checkpoint import clean, find_init, prepare_output, read_progress, save
+from flagscale_vla.train.checkpoint import (
+    check_samples,
+    check_tokenizer,
+    clean,
+    find_init,
+    prepare_output,
+    read_progress,
+    save,
+)
 from flagscale_vla.train.metadata import read_metadata
-from tests.train.fakes import FakeEngine, FakeRecipe, FakeTopology
+from tests.samples import make_recipe
+from tests.train.fakes import FakeEngine, FakeTopology
 from tests.train.settings import small_run
 
 
 def save_step(run: TrainRun, step: int, engine: FakeEngine | None = None) -> Path:
     progress = Progress(step=step, packs=2 * step, samples=5 * step, tokens=7 * step)
-    return save(run, FakeTopology(), engine or FakeEngine(), FakeRecipe(), progress)  # type: ignore[arg-type]
+    return save(run, FakeTopology(), engine or FakeEngine(), source(), progress)  # type: ignore[arg-type]
+
+
+@cache
+def source(num_samples: int = 3) -> Source:
+    recipe = make_recipe()
+    places = np.arange(num_samples)
+    index = Index(
+        folder=Path("shards"),
+        shards=("train-000000.tar",),
+        keys=tuple(f"text-{place}" for place in places),
+        robots=("",) * num_samples,
+        shard=np.zeros(num_samples, np.int32),
+        start=places,
+        size=places,
+        lengths=places,
+        faults=(),
+        statistics=recipe.statistics,
+    )
+    return Source(index=index, recipe=recipe, pack_length=512, seed=0, augment=True)
 
 
 def test_a_save_says_what_it_is_and_gives_progress_back(tmp_path: Path) -> None:
@@ -30,8 +63,8 @@ def test_a_save_says_what_it_is_and_gives_progress_back(tmp_path: Path) -> None:
     assert metadata.step == 3
     assert metadata.model["language.hidden"] == 64
     assert metadata.parallel["tensor"] == 1
-    assert metadata.special_tokens == {"<|im_start|>": 300}
-    assert set(metadata.digests) == {"recipe/recipe.json", "config.yaml", "progress.json"}
+    assert metadata.special_tokens == asdict(source().recipe.vocabulary)
+    assert set(metadata.digests) == {"recipe/recipe.json", "recipe/tokenizer.json", "config.yaml", "progress.json"}
     assert {"torch", "megatron-core"} <= metadata.versions.keys()
     assert read_progress(folder, run) == Progress(step=3, packs=6, samples=15, tokens=21)
 
@@ -134,6 +167,25 @@ def test_init_needs_the_same_model(tmp_path: Path) -> None:
         find_init(small_run(tmp_path / "b", init, "model.flow.width=16"))
     with pytest.raises(ConfigError, match=r"init=.*no such folder"):
         find_init(small_run(tmp_path / "b", "init=nowhere"))
+
+
+def test_init_needs_the_same_tokenizer(tmp_path: Path) -> None:
+    folder = save_step(small_run(tmp_path / "a"), 1)
+    run = small_run(tmp_path / "b", f"init={folder}")
+    check_tokenizer(folder, run, source())
+    other = replace(source(), recipe=make_recipe(vocab=280))
+    with pytest.raises(
+        ConfigError, match=r"data\.tokenizer=fit: init=.* This would pass: data\.tokenizer=.*tokenizer\.json"
+    ):
+        check_tokenizer(folder, run, other)
+
+
+def test_a_run_does_not_go_on_with_other_samples(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    folder = save_step(run, 1)
+    check_samples(folder, run, source())
+    with pytest.raises(ConfigError, match=r"data\.shards=.*holds other samples"):
+        check_samples(folder, run, source(num_samples=4))
 
 
 def test_an_output_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:

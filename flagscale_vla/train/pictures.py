@@ -1,0 +1,130 @@
+"""What the model saw of a sample, read back from the packed row it was given, never from the shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flagscale_vla.action.vocabulary import Vocabulary
+from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
+from flagscale_vla.data.images import CLIP_MEAN, CLIP_STD
+from flagscale_vla.data.index import Index
+from flagscale_vla.data.loader import Source
+from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.records import PackedBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A piece of a sample's text."""
+
+    text: str
+    supervised: bool
+    """whether the model is trained to write it"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A chunk of actions in the robot's own units."""
+
+    values: NDArray[np.float32]
+    """[H, A0]"""
+    valid: NDArray[np.bool_]
+    """[H]; false where nothing is trained: past the episode's end, or a clean chunk that is only context"""
+    names: tuple[str, ...]
+    """of the A0 dims"""
+    time: float
+    """flow time it was noised to; 1 is pure noise, 0 is clean"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One sample of a row, for a human's eye."""
+
+    key: str
+    spans: tuple[Span, ...]
+    images: tuple[NDArray[np.uint8], ...]
+    """each [h, w, 3] RGB"""
+    chunks: tuple[Chunk, ...]
+
+
+def sample_views(batch: PackedBatch, source: Source) -> Iterator[View]:
+    """Every sample of a row on the CPU, one when it is asked for."""
+    recipe = source.recipe
+    for number, key in enumerate(batch.keys):
+        start, end = batch.cu_seqlens[number : number + 2].tolist()
+        yield View(
+            key=key,
+            spans=tuple(read_text(batch.tokens[start:end], batch.labels[start:end], recipe)),
+            images=tuple(read_images(batch, start, end)),
+            chunks=tuple(read_chunks(batch, recipe, robot_of(source.index, key), start, end)),
+        )
+
+
+def robot_of(index: Index, key: str) -> str:
+    """The robot of the sample with this key, `shard.tar/member`; empty where it has none."""
+    shard, _, member = key.partition("/")
+    number = index.shards.index(shard)
+    return next(
+        index.robots[place]
+        for place, found in enumerate(index.keys)
+        if found == member and index.shard[place] == number
+    )
+
+
+def read_text(tokens: Tensor, labels: Tensor, recipe: Recipe) -> Iterator[Span]:
+    """Text of tokens i64[T], with each run of one placeholder written once and counted."""
+    holders = placeholders(recipe.vocabulary)
+    # Labels are shifted by one: a token is supervised where the label before it names it.
+    supervised = [False, *(labels[:-1] >= 0).tolist()]
+    pairs = zip(tokens.tolist(), supervised, strict=True)
+    for (holder, trained), run in groupby(pairs, lambda pair: (pair[0] if pair[0] in holders else None, pair[1])):
+        ids = [token for token, _ in run]
+        if holder is None:
+            yield Span(text=recipe.tokenizer.decode(ids, skip_special_tokens=False), supervised=trained)
+        else:
+            word = recipe.tokenizer.decode([holder], skip_special_tokens=False)
+            yield Span(text=f"{word}×{len(ids)}" if len(ids) > 1 else word, supervised=trained)
+
+
+def placeholders(vocabulary: Vocabulary) -> frozenset[int]:
+    """Ids that stand where something other than a word goes."""
+    return frozenset({vocabulary.image_pad, vocabulary.state_pad, vocabulary.action_pad, vocabulary.action_pass})
+
+
+def read_images(batch: PackedBatch, start: int, end: int) -> Iterator[NDArray[np.uint8]]:
+    """The pictures placed in tokens [start, end) of a row, each u8[h, w, 3]."""
+    patch = 0
+    for _, rows, columns in batch.grid.tolist():
+        count = rows * columns
+        slot = int(batch.image_slots[patch // PATCH_MERGE**2])
+        if start <= slot < end:
+            yield join_patches(batch.pixels[patch : patch + count], rows, columns)
+        patch += count
+
+
+def join_patches(patches: Tensor, rows: int, columns: int) -> NDArray[np.uint8]:
+    """u8[h, w, 3] from normalised patches f32[rows * columns, 1176] in merge order: `cut_patches` undone."""
+    side, merge = PATCH_PIXELS, PATCH_MERGE
+    cut = patches.numpy().reshape(rows // merge, columns // merge, merge, merge, 3, PATCH_FRAMES, side, side)
+    still = cut[:, :, :, :, :, 0]
+    picture = still.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
+    bytes_ = (picture * np.asarray(CLIP_STD) + np.asarray(CLIP_MEAN)) * 255.0
+    return np.rint(bytes_).clip(0, 255).astype(np.uint8)
+
+
+def read_chunks(batch: PackedBatch, recipe: Recipe, robot: str, start: int, end: int) -> Iterator[Chunk]:
+    """The chunks of actions placed in tokens [start, end) of a row."""
+    for number, slot in enumerate(batch.action_slots[:, 0].tolist()):
+        if start <= slot < end:
+            yield Chunk(
+                values=recipe.action_values(robot, batch.actions[number].numpy()),
+                valid=batch.action_valid[number].any(dim=1).numpy(),
+                names=recipe.embodiments[robot].action,
+                time=float(batch.time[number]),
+            )

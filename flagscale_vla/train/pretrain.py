@@ -1,0 +1,220 @@
+"""Training a model: the job of a `TrainRun`.
+
+Whatever stops a run, the same command goes on where its newest checkpoint stands, to the same weights bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from flagscale_vla.config.checkpoints import CONFIG, RECIPE, latest
+from flagscale_vla.config.runs import TrainRun, Verb
+from flagscale_vla.data.faults import Quarantine
+from flagscale_vla.data.loader import Loader, Source
+from flagscale_vla.data.prepare import open_train_data
+from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.mcore.engine import Engine, StepResult
+from flagscale_vla.mcore.platform import Platform, choose_platform
+from flagscale_vla.mcore.topology import Topology
+from flagscale_vla.model.size import count_parameters
+from flagscale_vla.model.vla import VisionLanguageAction
+from flagscale_vla.records import PackedBatch, Progress
+from flagscale_vla.train.changes import write_config
+from flagscale_vla.train.checkpoint import (
+    check_samples,
+    check_tokenizer,
+    find_init,
+    prepare_output,
+    read_progress,
+    restore,
+    save,
+)
+from flagscale_vla.train.interrupt import Interrupt
+from flagscale_vla.train.metrics import StepRecord
+from flagscale_vla.train.objective import objective
+from flagscale_vla.train.report import Report, is_reported, tell_paths
+from flagscale_vla.train.schedule import lr_share
+
+logger = logging.getLogger(__name__)
+
+
+def run(run: TrainRun) -> None:
+    """Do what `run.verb` says.
+
+    Raises:
+        ConfigError: settings, shards or checkpoints with which the run cannot be.
+        ValueError: too many bad samples, or a loss that is no longer a number.
+    """
+    if run.verb is Verb.dryrun:
+        tell_size(run)
+        return
+    output = Path(run.output)
+    prepare_output(output)
+    newest = latest(output)
+    progress = read_progress(newest, run) if newest else Progress()
+    if newest and progress.step >= run.steps and is_reported(output, progress):
+        logger.info("%s is finished: it has made %d of %d steps", output, progress.step, run.steps)
+        tell_paths(output, newest)
+        return
+    start = newest or (find_init(run) if run.init else None)
+    platform = choose_platform(run.platform)
+    with started(run, platform) as topology:
+        pretrain(run, platform, topology, start, progress)
+
+
+@contextmanager
+def started(run: TrainRun, platform: Platform) -> Iterator[Topology]:
+    """The process groups of a run, left in good order; after an error they are not, for the others may be stuck."""
+    topology = Topology.start(run.parallel, platform)
+    yield topology
+    topology.stop()
+
+
+def pretrain(run: TrainRun, platform: Platform, topology: Topology, start: Path | None, progress: Progress) -> None:
+    """Make the steps that are left, from the weights in `start`: the run's own checkpoint where it has made any."""
+    source = open_source(run, topology, start, progress)
+    engine = Engine(
+        lambda: VisionLanguageAction(run.model, run.parallel, platform, topology), objective, run, topology, platform
+    )
+    if start is not None:
+        restore(start, engine, weights_only=progress.step == 0)
+    with (
+        open_loader(run, topology, source, progress) as loader,
+        Report(run, source, writes=topology.is_writer, device=platform.name, progress=progress) as report,
+        Interrupt() as interrupt,
+    ):
+        stop = False
+        while progress.step < run.steps and not stop:
+            record = take_step(run, topology, engine, loader, report)
+            progress = record.progress
+            report.step(record)
+            stop = topology.any(interrupt.asked)
+            if stop or progress.step % run.checkpoint.every == 0:
+                report.close_window()
+                save(run, topology, engine, source, progress)
+        report.finish(save(run, topology, engine, source, progress))
+
+
+def take_step(run: TrainRun, topology: Topology, engine: Engine, loader: Loader, report: Report) -> StepRecord:
+    """Make the step after `report.progress`.
+
+    Raises:
+        ValueError: a loss or the gradient is not finite, or too many samples are bad.
+    """
+    before, began = report.progress, time.perf_counter()
+    share = lr_share(
+        before.step + 1,
+        steps=run.steps,
+        warmup_steps=run.optim.warmup_steps,
+        final_share=run.optim.final_share,
+    )
+    batches = loader.take(run.num_microbatches)
+    result = engine.train_step(batches, share)
+    check_finite(result, before.step + 1, topology.rank, batches)
+    seconds = time.perf_counter() - began
+    if before.step == 0:
+        report.show(batches)
+    counts = [sum(len(batch.keys) for batch in batches), sum(batch.num_tokens for batch in batches)]
+    samples, tokens, bad = topology.data_sum([*counts, loader.quarantined - report.refused])
+    progress = Progress(
+        step=before.step + 1,
+        packs=before.packs + run.global_packs,
+        samples=before.samples + samples,
+        tokens=before.tokens + tokens,
+    )
+    return StepRecord(
+        progress=progress,
+        losses=result.losses,
+        lr_share=share,
+        grad_norm=result.grad_norm,
+        samples=samples,
+        tokens=tokens,
+        quarantined=report.refused + bad,
+        seconds=seconds,
+    )
+
+
+def check_finite(result: StepResult, step: int, rank: int, batches: Sequence[PackedBatch]) -> None:
+    """Stop before a step that went wrong is saved.
+
+    Raises:
+        ValueError: naming the step and the samples that this rank gave to it.
+    """
+    figures = {
+        "text loss": float(result.losses.ce),
+        "flow loss": float(result.losses.flow),
+        "gradient norm": result.grad_norm,
+    }
+    wrong = [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)]
+    if wrong:
+        keys = ", ".join(key for batch in batches for key in batch.keys)
+        raise ValueError(
+            f"step {step}: {' and '.join(wrong)}. Nothing of this step was saved. Rank {rank} had given it: {keys}. "
+            "Look at these samples, or lower optim.*.lr; the same command goes on from the newest checkpoint"
+        )
+
+
+def open_source(run: TrainRun, topology: Topology, start: Path | None, progress: Progress) -> Source:
+    """What is trained on. The writer looks through the shards first; the others find what it has kept beside them."""
+    if topology.is_writer:
+        write_config(run, Path(run.output) / CONFIG)
+        read_shards(run)
+    topology.barrier()
+    source = read_shards(run)
+    if start is None:
+        return source
+    if progress.step == 0:
+        check_tokenizer(start, run, source)
+        return source
+    check_samples(start, run, source)
+    return replace(source, recipe=Recipe.load(start / RECIPE))
+
+
+def read_shards(run: TrainRun) -> Source:
+    """The samples of a run and how they are made, from its shards."""
+    recipe, index = open_train_data(run.data, run.action, width=run.model.flow.width, vocab=run.model.language.vocab)
+    return Source(index=index, recipe=recipe, pack_length=run.data.pack_length, seed=run.seed, augment=True)
+
+
+def open_loader(run: TrainRun, topology: Topology, source: Source, progress: Progress) -> Loader:
+    """The rows of this data-parallel rank from where the run stands."""
+    path = Path(run.output) / "quarantine" / f"rank_{topology.rank}.jsonl"
+    return Loader(
+        source,
+        dp_rank=topology.dp_rank,
+        dp_size=topology.dp_size,
+        packs=progress.packs,
+        workers=run.data.workers,
+        quarantine=Quarantine(path, run.data.max_bad_share),
+    )
+
+
+def tell_size(run: TrainRun) -> None:
+    """Say what a run would train, part by part, and how it would be laid out. Allocates nothing."""
+    counts = count_parameters(run.model)
+    for part, count in counts.items():
+        logger.info("%-10s %18s parameters", part, f"{count:,}")
+    logger.info("%-10s %18s parameters", "total", f"{sum(counts.values()):,}")
+    parallel = run.parallel
+    logger.info(
+        "%d processes on %d hosts: tensor %d x pipeline %d x context %d x data %d",
+        parallel.world_size,
+        parallel.hosts,
+        parallel.tensor,
+        parallel.pipeline,
+        parallel.context,
+        parallel.data,
+    )
+    logger.info(
+        "%d steps of %d rows of %d tokens, %d micro-batches on each data-parallel rank",
+        run.steps,
+        run.global_packs,
+        run.data.pack_length,
+        run.num_microbatches,
+    )
