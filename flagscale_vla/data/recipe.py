@@ -242,6 +242,11 @@ class Recipe:
         if observation.state.shape != (len(robot.state),):
             shape = observation.state.shape
             raise ValueError(f"robot {robot.name!r} has a state of {len(robot.state)} numbers, not of shape {shape}")
+        if not np.isfinite(observation.state).all():
+            raise ValueError(f"the state of robot {robot.name!r} holds NaN or infinity: {observation.state.tolist()}")
+        for name, image in observation.images.items():
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+                raise ValueError(f"image {name!r} must be u8[h, w, 3], not {image.dtype}{list(image.shape)}")
         return robot
 
     def _picture(self, key: str, image: Image) -> images.Pixels:
