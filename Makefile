@@ -2,7 +2,8 @@
 # make test    all checks and tests that need no GPU
 # make check   formatting, lint and types
 #
-# Each first makes a virtual environment, which depends on pyproject.toml alone. PYTHON and VENV may be set.
+# Each first makes a virtual environment, which depends on pyproject.toml alone. PYTHON, VENV and MARKS may be set, and
+# VENV_FLAGS=--system-site-packages keeps a torch that the machine or image brings.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,6 +12,9 @@ SHELL := bash
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_FLAGS ?=
+# Which tests `make test` runs; see the markers in pyproject.toml.
+MARKS ?= not gpu and not sim_full
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --retries 10
@@ -19,13 +23,13 @@ RUN := $(BIN)/python run.py --config-name
 RENDER_PACKAGES := libegl1 libgl1-mesa-dri libosmesa6
 
 help:
-	@sed -n 's/^# make/make/p' Makefile
+	@sed -n 's/^# make /make /p' Makefile
 
 # torch comes first and exact: left to the range in pyproject.toml, pip may choose a build with gigabytes of CUDA.
 $(READY): pyproject.toml
 	@echo "Installing into $(VENV); a first time takes minutes."
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else "Python 3.11 or 3.12 is needed; set PYTHON=python3.11")'
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' || $(PIP) torch==2.13.0
 	@$(PIP) --editable '.[sim,dev]'
 	@touch $@
@@ -56,4 +60,4 @@ check: $(READY)
 	$(BIN)/mypy
 
 test: render check
-	$(BIN)/python -m pytest -m "not gpu and not sim_full"
+	$(BIN)/python -m pytest -m "$(MARKS)"
