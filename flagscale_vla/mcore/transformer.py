@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
@@ -19,6 +19,7 @@ from flagscale_vla.config.model import LanguageConfig, VisionConfig
 from flagscale_vla.config.parallel import ParallelConfig
 from flagscale_vla.mcore.layers import LayerSet
 from flagscale_vla.mcore.platform import Platform
+from flagscale_vla.mcore.rotary import RotarySelfAttention
 
 
 def language_transformer(config: LanguageConfig, parallel: ParallelConfig, platform: Platform) -> TransformerConfig:
@@ -93,7 +94,9 @@ def layer_spec(layers: LayerSet, mask: AttnMaskType, row_one_layers: frozenset[i
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=layers.norm,
-            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": mask}, submodules=attention),
+            self_attention=ModuleSpec(
+                module=RotarySelfAttention, params={"attn_mask_type": mask}, submodules=attention
+            ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=layers.norm,
             mlp=ModuleSpec(module=MLP, submodules=mlp),
@@ -134,6 +137,6 @@ def run_block(block: nn.Module, hidden: Tensor, bounds: Tensor, angles: Tensor) 
     Args:
         hidden: [S, 1, H] (local rows under sequence parallelism).
         bounds: i32[R, N+1] borders of documents, on the CPU.
-        angles: f32[S, D] rotary angles of each row.
+        angles: f32[S, D/2] rotary angles of each row.
     """
     return block(hidden_states=hidden, attention_mask=bounds, rotary_pos_emb=angles[:, None, None, :])

@@ -60,7 +60,7 @@ class LanguageModel(LanguageModule):
         return gather_rows(hidden, self.config)
 
     def angles(self, positions: Tensor) -> Tensor:
-        """Rotary angles f32[S, head_dim] of positions i64[3, S]: each frequency turns with time, height or width."""
+        """Rotary angles f32[S, head_dim / 2] of positions i64[3, S]: each frequency turns with time, height or width."""
         half = self.model.head_dim // 2
         exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / half
         frequencies = 1.0 / self.model.rope_theta**exponent
@@ -69,8 +69,7 @@ class LanguageModel(LanguageModule):
             torch.tensor(self.model.mrope_sections, device=positions.device),
             output_size=half,
         )
-        angles = positions.float()[axes].T * frequencies
-        return torch.cat([angles, angles], dim=-1)
+        return positions.float()[axes].T * frequencies
 
     def token_losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy f32[L] of labels i64[L] at hidden states [L, H]."""

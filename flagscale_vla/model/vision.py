@@ -62,9 +62,8 @@ class VisionTower(MegatronModule):
         return self.merger(hidden.squeeze(1)).index_select(0, plan.restore.to(hidden.device))
 
     def _angles(self, positions: Tensor) -> Tensor:
-        """Rotary angles f32[P, head_dim]: a quarter of a head turns with the row, a quarter with the column, twice."""
+        """Rotary angles f32[P, head_dim / 2]: one half of the pairs turns with the row, the other with the column."""
         half = self.head_dim // 2
         exponent = torch.arange(0, half, 2, dtype=torch.float32, device=positions.device) / half
         frequencies = 1.0 / ROTARY_THETA**exponent
-        angles = (positions[..., None].float() * frequencies).flatten(1)
-        return torch.cat([angles, angles], dim=-1)
+        return (positions[..., None].float() * frequencies).flatten(1)
