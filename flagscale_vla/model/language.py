@@ -60,7 +60,7 @@ class LanguageModel(LanguageModule):
         return gather_rows(hidden, self.config)
 
     def angles(self, positions: Tensor) -> Tensor:
-        """Rotary angles f32[S, head_dim / 2] of positions i64[3, S]: each frequency turns with time, height or width."""
+        """Rotary angles f32[S, head_dim / 2] of positions i64[3, S]: a frequency turns with one axis."""
         half = self.model.head_dim // 2
         exponent = torch.arange(half, dtype=torch.float32, device=positions.device) / half
         frequencies = 1.0 / self.model.rope_theta**exponent
