@@ -1,0 +1,45 @@
+"""Policies for tests, opened in worker processes. They cannot see the world, only observations."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flagscale_vla.records import ActionChunk
+
+
+class FixedClient:
+    """Answers every observation with the same action."""
+
+    def __init__(self, action, steps=4):
+        self.action, self.steps = np.asarray(action, np.float32), steps
+        self.seen = []
+
+    def infer(self, observations, *, seed):
+        self.seen.append((len(observations), seed))
+        values = np.tile(self.action, (self.steps, 1))
+        return [ActionChunk(values=values, key="fixed") for _ in observations]
+
+    def normalize_action(self, robot, values):
+        mean, std = np.array([0.1, 0.0, 0.0, 0.5]), np.array([0.5, 0.5, 0.5, 0.5])
+        return ((values - mean) / std).astype(np.float32)
+
+
+class ExplodingClient(FixedClient):
+    """Fails on one task."""
+
+    def infer(self, observations, *, seed):
+        if any("drawer" in observation.instruction for observation in observations):
+            raise RuntimeError("the weights are on fire")
+        return super().infer(observations, seed=seed)
+
+
+def open_pusher():
+    return FixedClient([0.0, 1.0, 0.0, 1.0])
+
+
+def open_exploding():
+    return ExplodingClient([0.0, 0.0, 0.0, 0.0])
+
+
+def open_broken():
+    raise ValueError("no such weights")
