@@ -51,6 +51,8 @@ def run_composed(config: DictConfig) -> None:
 def main(config: DictConfig) -> None:
     """Entry point; a setting or input that cannot work ends in one line, not in a trace."""
     logging.getLogger().setLevel(logging.INFO)
+    # It lists every parameter at that level.
+    logging.getLogger("megatron").setLevel(logging.WARNING)
     job = partial(run_composed, config)
     is_rank = "TORCHELASTIC_ERROR_FILE" in os.environ
     try:
