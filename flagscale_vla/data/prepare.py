@@ -69,7 +69,9 @@ def open_tokenizer(data: DataConfig, vocab: int) -> Tokenizer:
     folder = Path(data.shards)
     path = kept_path(folder, "train", [FIT, FIT_TEXTS, vocab, data.system_prompt], ".tokenizer.json")
     if not path.is_file():
-        texts = [*ROLES, data.system_prompt, *islice(read_texts(folder), FIT_TEXTS)]
+        # Twice, because the fit merges nothing that occurs once, and these are in every sample.
+        template = 2 * [*ROLES, data.system_prompt]
+        texts = [*template, *islice(read_texts(folder), FIT_TEXTS)]
         keep(path, fit_tokenizer(texts, vocab).to_str().encode())
     return read_tokenizer(path)
 
