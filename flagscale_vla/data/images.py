@@ -25,6 +25,8 @@ LONGEST_RATIO = 200
 MOST_PIXELS = 1 << 26
 """A larger picture is refused before it is decoded."""
 FORMATS = ("JPEG", "PNG")
+CHANNEL_STARTS = np.arange(3)[:, None] * 256
+"""Where each channel begins in `value_table`."""
 
 Pixels = NDArray[np.uint8]
 
@@ -101,19 +103,27 @@ def resize(pixels: Pixels, grid: tuple[int, int]) -> Pixels:
 
 
 def shift(pixels: Pixels, down: int, right: int) -> Pixels:
-    """The whole picture moved by whole pixels; edges are repeated into the gap."""
+    """The whole picture moved by whole pixels, less than its sides; edges are repeated into the gap."""
     height, width = pixels.shape[:2]
-    rows = np.clip(np.arange(height) - down, 0, height - 1)
-    columns = np.clip(np.arange(width) - right, 0, width - 1)
-    return pixels[rows][:, columns]
+    top, bottom = max(down, 0), height + min(down, 0)
+    left, end = max(right, 0), width + min(right, 0)
+    moved = np.empty_like(pixels)
+    moved[top:bottom, left:end] = pixels[top - down : bottom - down, left - right : end - right]
+    moved[top:bottom, :left] = moved[top:bottom, left : left + 1]
+    moved[top:bottom, end:] = moved[top:bottom, end - 1 : end]
+    moved[:top], moved[bottom:] = moved[top], moved[bottom - 1]
+    return moved
 
 
 @lru_cache(maxsize=1)
 def value_table() -> NDArray[np.float32]:
-    """f32[3, 256]: the normalised value of each byte in each channel."""
+    """f32[768]: the normalised value of each byte in the red, then the green, then the blue channel.
+
+    Rounded step by step as transformers' processor does, so that ours are its very bits.
+    """
     share = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     mean, std = np.asarray(CLIP_MEAN, np.float32), np.asarray(CLIP_STD, np.float32)
-    return (share[None, :] - mean[:, None]) / std[:, None]
+    return ((share[None, :] - mean[:, None]) / std[:, None]).ravel()
 
 
 def cut_patches(pixels: Pixels, out: NDArray[np.float32]) -> None:
@@ -125,10 +135,9 @@ def cut_patches(pixels: Pixels, out: NDArray[np.float32]) -> None:
     side, merge = PATCH_PIXELS, PATCH_MERGE
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     cut = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
-    cut = cut.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, side * side)
-    framed = out.reshape(rows * columns, 3, PATCH_FRAMES, side * side)
-    for channel, table in enumerate(value_table()):
-        framed[:, channel] = table[cut[channel]][:, None]
+    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, side * side)
+    values = value_table().take(cut + CHANNEL_STARTS)
+    out.reshape(rows * columns, 3, PATCH_FRAMES, side * side)[:] = values[:, :, None]
 
 
 def to_patches(pictures: Sequence[Pixels]) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from flagscale_vla.data.shards import SCHEMA_VERSION
 from flagscale_vla.data.tar import LAST_MEMBER, BrokenTarError, Buffer, Group, group_members, walk_tar
 from flagscale_vla.records import Action, Image, RawSample, Segment, State, Text
 
+NPY_LENGTH = slice(8, 10)
+"""Where a `.npy` file of version 1.0 says how long its header is (numpy.lib.format)."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -47,15 +50,31 @@ def parse_sample(shard: str, group: Group, buffer: Buffer) -> RawSample:
 
 
 def load_array(content: bytes) -> NDArray[Any]:
-    """The array in the bytes of a `.npy` file; objects are refused.
+    """The array in the bytes of a `.npy` file, as `numpy.load(allow_pickle=False)` reads it but read-only.
 
     Raises:
-        ValueError: it is no such file, or its data are cut short.
+        ValueError: it is no such file, holds objects, or its data are cut short.
     """
-    try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
-    except EOFError as error:
-        raise ValueError("it is empty") from error
+    start = NPY_LENGTH.stop + int.from_bytes(content[NPY_LENGTH], "little")
+    shape, by_columns, dtype = read_npy_header(content[:start])
+    values = np.frombuffer(content, dtype, offset=start)
+    return values.reshape(shape, order="F" if by_columns else "C")
+
+
+@lru_cache(maxsize=256)
+def read_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and dtype. A run sees few different headers, and numpy is slow to read one.
+
+    Raises:
+        ValueError: it is no header of version 1.0, or the array holds objects.
+    """
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("only version 1.0 of the format is read")
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ValueError("it holds objects")
+    return shape, by_columns, dtype
 
 
 class _Parser:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -21,10 +21,13 @@ from flagscale_vla.config.checks import check
 from flagscale_vla.config.data import ActionConfig, ImageConfig, Normalization
 from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
 from flagscale_vla.data import images
+from flagscale_vla.data.chunks import Chunks, Floats, clean_chunks, noise_chunk, pure_noise
 from flagscale_vla.data.conversation import UNSUPERVISED, Conversation, Layout, choose_chunk, cut_after_chunk
 from flagscale_vla.data.draws import Draw, stream
+from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.pack import pack
 from flagscale_vla.data.positions import rotary_positions
+from flagscale_vla.data.shards import PNG_MAGIC
 from flagscale_vla.data.tokenizer import TextEncoder, read_tokenizer
 from flagscale_vla.data.validation import check_segments
 from flagscale_vla.records import Action, Image, Observation, PackedBatch, RawSample, Sample, Segment, State, Text
@@ -41,23 +44,6 @@ TOKENIZER_FILE = "tokenizer.json"
 RECIPE_FILE = "recipe.json"
 RECIPE_VERSION = 1
 PROMPT_KEY = "observation"
-
-Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunks:
-    """The actions of a sample as the model reads them."""
-
-    actions: Floats
-    """[C, H, A]"""
-    valid: Bools
-    """[C, H, A]"""
-    noise: Floats
-    """[C, H, A]"""
-    time: Floats
-    """[C]"""
 
 
 class Recipe:
@@ -107,12 +93,15 @@ class Recipe:
         )
 
     @cached_property
-    def _scalers(self) -> dict[str, tuple[Scaler, Scaler]]:
-        kind = self.action.normalization
-        return {
-            name: (make_scaler(entry.state, kind), make_scaler(entry.action, kind))
+    def _scalers(self) -> dict[tuple[str, type], Scaler]:
+        """By robot, and kind of segment; none for what was never seen in training."""
+        parts = [
+            (name, kind, part)
             for name, entry in self.statistics.items()
-        }
+            for kind, part in ((State, entry.state), (Action, entry.action))
+        ]
+        kind_of_scale = self.action.normalization
+        return {(name, kind): make_scaler(part, kind_of_scale) for name, kind, part in parts if part.count}
 
     def sample(self, raw: RawSample, *, seed: int, epoch: int, augment: bool) -> Sample:
         """A training example. Noise, flow time, denoised chunk and picture shift are functions of (seed, epoch, key).
@@ -129,7 +118,7 @@ class Recipe:
         pictures = [self._picture(raw.key, segment) for segment in segments if isinstance(segment, Image)]
         if augment and self.image.shift_pixels:
             pictures = self._shift(pictures, stream(seed, epoch, raw.key, Draw.augment))
-        chunks = self._chunks(segments, chosen, stream(seed, epoch, raw.key, Draw.flow))
+        chunks = self._chunks(raw.key, segments, chosen, stream(seed, epoch, raw.key, Draw.flow))
         return self._assemble(raw.key, segments, pictures, chunks, chosen)
 
     def prompt(self, observation: Observation, *, seed: int) -> Sample:
@@ -151,15 +140,16 @@ class Recipe:
                 robot=robot.name,
             ),
         ]
-        shape = (1, horizon, self.width)
-        noise = stream(seed, 0, PROMPT_KEY, Draw.flow).standard_normal(shape, np.float32)
-        zeros = np.zeros(shape, np.float32)
-        chunks = Chunks(actions=zeros, valid=np.zeros(shape, np.bool_), noise=noise, time=np.ones(1, np.float32))
+        chunks = pure_noise(horizon, self.width, stream(seed, 0, PROMPT_KEY, Draw.flow))
         return self._assemble(PROMPT_KEY, segments, pictures, chunks, chosen=0, supervised=False)
 
     def action_values(self, robot: str, normalized: Floats) -> Floats:
-        """f32[H, A0] in the robot's own units, from what the model gives, f32[H, A]."""
-        scaler = self._scalers[robot][1]
+        """f32[H, A0] in the robot's own units, from what the model gives, f32[H, A].
+
+        Raises:
+            ValueError: a robot that was not trained on.
+        """
+        scaler = self._scaler("action_values", robot, Action)
         return scaler.unnormalize(normalized[..., : len(scaler.shift)])
 
     def length(self, raw: RawSample) -> int:
@@ -249,14 +239,22 @@ class Recipe:
                 raise ValueError(f"image {name!r} must be u8[h, w, 3], not {image.dtype}{list(image.shape)}")
         return robot
 
+    def _scaler(self, key: str, robot: str, kind: type) -> Scaler:
+        scaler = self._scalers.get((robot, kind))
+        if scaler is None:
+            known = sorted(name for name, seen in self._scalers if seen is kind)
+            raise BadSampleError(key, f"robot {robot!r} has no {kind.__name__.lower()} statistics; known are {known}")
+        return scaler
+
     def _picture(self, key: str, image: Image) -> images.Pixels:
-        return self._fit(f"{key}.{image.name}", images.decode(f"{key}.{image.name}", image.encoded))
+        name = member_name(key, image)
+        return self._fit(name, images.decode(name, image.encoded))
 
     def _fit(self, name: str, pixels: images.Pixels) -> images.Pixels:
         return images.resize(pixels, images.image_grid(name, pixels.shape[0], pixels.shape[1], self.image))
 
     def _image_tokens(self, key: str, image: Image) -> int:
-        name = f"{key}.{image.name}"
+        name = member_name(key, image)
         picture = images.open_image(name, image.encoded)
         rows, columns = images.image_grid(name, picture.height, picture.width, self.image)
         return rows * columns // PATCH_MERGE**2
@@ -266,36 +264,22 @@ class Recipe:
         moves = generator.integers(-most, most + 1, (len(pictures), 2)).tolist()
         return [images.shift(picture, *move) for picture, move in zip(pictures, moves, strict=True)]
 
-    def _chunks(self, segments: Sequence[Segment], chosen: int | None, generator: np.random.Generator) -> Chunks:
+    def _chunks(
+        self, key: str, segments: Sequence[Segment], chosen: int | None, generator: np.random.Generator
+    ) -> Chunks:
         actions = [segment for segment in segments if isinstance(segment, Action)]
-        shape = (len(actions), self.action.horizon, self.width)
-        chunks = Chunks(
-            actions=np.zeros(shape, np.float32),
-            valid=np.zeros(shape, np.bool_),
-            noise=np.zeros(shape, np.float32),
-            time=np.zeros(len(actions), np.float32),
-        )
-        for number, action in enumerate(actions):
-            scaler = self._scalers[action.robot][1]
-            values = action.values[: self.action.horizon]
-            chunks.actions[number, :, : values.shape[1]] = scaler.normalize(values)
+        values = [self._scaler(key, action.robot, Action).normalize(action.values) for action in actions]
+        chunks = clean_chunks(values, self.action.horizon, self.width)
         if chosen is not None:
-            self._noise(chunks, chosen, actions[chosen], generator)
+            action = actions[chosen]
+            noise_chunk(chunks, chosen, action.valid, action.values.shape[1], self.action, generator)
         return chunks
 
-    def _noise(self, chunks: Chunks, chosen: int, action: Action, generator: np.random.Generator) -> None:
-        config = self.action
-        chunks.noise[chosen] = generator.standard_normal((config.horizon, self.width), np.float32)
-        drawn = generator.beta(config.beta_alpha, config.beta_beta)
-        chunks.time[chosen] = config.time_scale * drawn + config.time_offset
-        dims = self.width if config.supervise_padding else action.values.shape[1]
-        chunks.valid[chosen, :, :dims] = action.valid[: config.horizon, None]
-
-    def _states(self, segments: Sequence[Segment]) -> Floats:
+    def _states(self, key: str, segments: Sequence[Segment]) -> Floats:
         states = [segment for segment in segments if isinstance(segment, State)]
         rows = np.zeros((len(states), self.width), np.float32)
         for row, state in zip(rows, states, strict=True):
-            row[: len(state.values)] = self._scalers[state.robot][0].normalize(state.values)
+            row[: len(state.values)] = self._scaler(key, state.robot, State).normalize(state.values)
         return rows
 
     def _assemble(
@@ -325,9 +309,14 @@ class Recipe:
             noise=torch.from_numpy(chunks.noise),
             time=torch.from_numpy(chunks.time),
             action_slots=torch.from_numpy(action_slots(layout, self.action.horizon)),
-            states=torch.from_numpy(self._states(segments)),
+            states=torch.from_numpy(self._states(key, segments)),
             state_slots=torch.tensor(layout.state_starts, dtype=torch.int64),
         )
+
+
+def member_name(key: str, image: Image) -> str:
+    """The tar member a picture came from."""
+    return f"{key}.{image.name}.{'png' if image.encoded.startswith(PNG_MAGIC) else 'jpg'}"
 
 
 def image_slots(layout: Layout) -> NDArray[np.int64]:

@@ -168,7 +168,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], str, str]] = {
     ),
     "bad image header": (
         lambda c: c.update({"robot-00001.front.jpg": b"\xff\xd8\xff"}),
-        "robot-00001.front",
+        "robot-00001.front.jpg",
         "not a JPEG",
     ),
     "cut array": (

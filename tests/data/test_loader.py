@@ -142,7 +142,7 @@ def test_a_bad_picture_is_quarantined_where_it_is_read(tmp_path: Path, workers: 
         while loader.quarantined < 1:
             loader.take(1)
     (fault,) = load_faults(tmp_path / "quarantine.jsonl")
-    assert (fault.shard, fault.member) == ("train-000100.tar", "robot-00100.front")
+    assert (fault.shard, fault.member) == ("train-000100.tar", "robot-00100.front.jpg")
     assert "cannot be decoded" in fault.reason
 
 

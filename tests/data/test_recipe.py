@@ -15,7 +15,7 @@ from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.images import decode
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.records import Action, Image, Observation, RawSample, Sample, State, Text
-from flagscale_vla.robots.statistics import RobotStatistics, Statistics
+from flagscale_vla.robots.statistics import RobotStatistics, Statistics, no_statistics
 from tests.samples import (
     PANDA,
     SAWYER,
@@ -212,6 +212,17 @@ def test_what_cannot_be_trained_on_is_named(recipe: Recipe) -> None:
             recipe.length(raw)
     with pytest.raises(BadSampleError, match="has no segments"):
         recipe.length(RawSample(key="k", segments=()))
+
+
+def test_a_robot_without_statistics_is_named(recipe: Recipe) -> None:
+    ours = recipe.with_statistics({"panda": recipe.statistics["panda"]})
+    with pytest.raises(BadSampleError, match=r"robot 'sawyer' has no action statistics; known are \['panda'\]"):
+        ours.sample(robot_sample(0), seed=0, epoch=0, augment=False)
+    with pytest.raises(ValueError, match="robot 'sawyer' has no action statistics"):
+        ours.action_values("sawyer", np.zeros((8, 8), np.float32))
+    blind = RobotStatistics(state=no_statistics(), action=recipe.statistics["sawyer"].action)
+    with pytest.raises(BadSampleError, match="robot 'sawyer' has no state statistics"):
+        recipe.with_statistics({"sawyer": blind}).sample(robot_sample(0), seed=0, epoch=0, augment=False)
 
 
 def test_a_robot_wider_than_the_model_is_refused() -> None:
