@@ -175,7 +175,8 @@ def _scan_samples(shard: str, buffer: Buffer, recipe: Recipe, scan: _ShardScan) 
             scan.places.append((group.start, group.end - group.start, length))
             yield raw
     except BrokenTarError as error:
-        scan.faults.append(Fault(shard=shard, member=error.member, reason=str(error)))
+        reason = f"{error}; {len(buffer) - error.offset} bytes from there on are not read"
+        scan.faults.append(Fault(shard=shard, member=error.member, reason=reason))
 
 
 def robot_of(raw: RawSample) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,10 @@ from flagscale_vla.records import Action, Image, RawSample, Segment, State, Text
 
 NPY_LENGTH = slice(8, 10)
 """Where a `.npy` file of version 1.0 says how long its header is (numpy.lib.format)."""
+NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<|][biuf]\d)', 'fortran_order': (False|True), 'shape': \(([\d, ]*)\), \} *\n",
+    re.DOTALL,
+)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -63,18 +67,24 @@ def load_array(content: bytes) -> NDArray[Any]:
 
 @lru_cache(maxsize=256)
 def read_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether columns come first, and dtype. A run sees few different headers, and numpy is slow to read one.
+    """Shape, whether columns come first, and dtype. A run sees few different headers.
+
+    Numpy's own reader evaluates the header as Python, which on damaged bytes ends in errors of any kind.
 
     Raises:
-        ValueError: it is no header of version 1.0, or the array holds objects.
+        ValueError: it is no header of version 1.0 as `numpy.save` writes it, of plain numbers or bools.
     """
-    file = io.BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("only version 1.0 of the format is read")
-    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject:
-        raise ValueError("it holds objects")
-    return shape, by_columns, dtype
+    found = NPY_HEADER.fullmatch(header)
+    if found is None:
+        raise ValueError("it has no header of version 1.0 for plain numbers")
+    kind, by_columns, shape = found.groups()
+    sides = tuple(int(side) for side in shape.split(b",") if side.strip())
+    return sides, by_columns == b"True", np.dtype(kind.decode())
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded; JSON's escapes can spell strings that cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 class _Parser:
@@ -93,9 +103,9 @@ class _Parser:
     def _header(self) -> dict[str, Any]:
         try:
             header = json.loads(self._content(LAST_MEMBER))
-        except ValueError as error:
-            if isinstance(error, BadSampleError):
-                raise
+        except BadSampleError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise self._bad(LAST_MEMBER, f"is not JSON ({error})") from error
         if not isinstance(header, dict) or header.get("schema_version") != SCHEMA_VERSION:
             raise self._bad(LAST_MEMBER, f"must be an object with schema_version {SCHEMA_VERSION}")
@@ -104,6 +114,8 @@ class _Parser:
     def _segment(self, entry: Mapping[str, Any], header: Mapping[str, Any]) -> Segment:
         match entry:
             case {"text": str(text), "supervised": bool(supervised)}:
+                if not is_unicode(text):
+                    raise self._bad(LAST_MEMBER, "has a text with half a surrogate pair, which is no Unicode")
                 return Text(text=text, supervised=supervised)
             case {"image": str(name)} if name.lower().endswith(IMAGE_SUFFIXES):
                 return Image(name=name.rpartition(".")[0], encoded=self._content(name))
@@ -132,9 +144,9 @@ class _Parser:
     def _array(self, name: str) -> NDArray[Any]:
         try:
             return load_array(self._content(name))
+        except BadSampleError:
+            raise
         except ValueError as error:
-            if isinstance(error, BadSampleError):
-                raise
             raise self._bad(name, f"is not an .npy array ({error})") from error
 
     def _content(self, name: str) -> bytes:

@@ -22,11 +22,11 @@ Buffer = bytes | mmap.mmap
 
 
 class BrokenTarError(ValueError):
-    """A tar that cannot be read further; `member` is the last name that could be read."""
+    """A tar that cannot be read past the byte `offset`; `member` is the last name that could be read."""
 
-    def __init__(self, member: str, reason: str) -> None:
+    def __init__(self, member: str, offset: int, reason: str) -> None:
         super().__init__(reason)
-        self.member = member
+        self.member, self.offset = member, offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +63,18 @@ def walk_tar(buffer: Buffer, *, whole: bool) -> Iterator[Member]:
             return
         member, kind = read_header(header, offset, name)
         name = member.name
-        if member.start + member.size > len(buffer):
-            raise BrokenTarError(
-                name, f"truncated: the file ends {member.start + member.size - len(buffer)} bytes early"
-            )
+        lacking = member.start + member.size - len(buffer)
+        if lacking > 0:
+            raise BrokenTarError(name, offset, f"truncated: the file ends {lacking} bytes early")
         if kind in REGULAR:
             yield member
         elif kind in PAX:
-            _check_pax(buffer[member.start : member.start + member.size], name)
+            _check_pax(buffer[member.start : member.start + member.size], member)
         elif kind != FOLDER:
-            raise BrokenTarError(name, f"tar entries of type {kind!r} are not read; write plain ustar files")
+            raise BrokenTarError(name, offset, f"tar entries of type {kind!r} are not read; write plain ustar files")
         offset = member.end
     if whole or offset != len(buffer):
-        raise BrokenTarError(name, "truncated: the tar's end mark is missing")
+        raise BrokenTarError(name, offset, "truncated: the tar's end mark is missing")
 
 
 def read_header(header: bytes, offset: int, previous: str) -> tuple[Member, bytes]:
@@ -89,17 +88,19 @@ def read_header(header: bytes, offset: int, previous: str) -> tuple[Member, byte
         size = int(header[124:136].strip(b" \0") or b"0", 8)
         prefix, name = (part.split(b"\0", 1)[0].decode() for part in (header[345:500], header[:100]))
     except ValueError as error:
-        raise BrokenTarError(previous, f"damaged: no tar header at byte {offset}, after this member") from error
+        raise BrokenTarError(previous, offset, f"damaged: no tar header at byte {offset}, after this member") from error
     blank = sum(header) - sum(header[CHECKSUM_FIELD]) + 8 * ord(" ")
     if blank != checksum:
-        raise BrokenTarError(previous, f"damaged: wrong header checksum at byte {offset}, after this member")
+        raise BrokenTarError(previous, offset, f"damaged: wrong header checksum at byte {offset}, after this member")
     path = f"{prefix}/{name}" if prefix and header[257:262] == b"ustar" else name
     return Member(name=path, header=offset, start=offset + BLOCK, size=size), header[156:157]
 
 
-def _check_pax(content: bytes, name: str) -> None:
+def _check_pax(content: bytes, header: Member) -> None:
     if any(override in content for override in PAX_OVERRIDES):
-        raise BrokenTarError(name, "a pax header gives a name or size; write plain ustar files with shorter names")
+        raise BrokenTarError(
+            header.name, header.header, "a pax header gives a name or size; write plain ustar files with shorter names"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

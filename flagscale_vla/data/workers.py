@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 
-READER_MODULE = "flagscale_vla.data.loader"
+PRELOADED = ["flagscale_vla.data.apart", "flagscale_vla.data.loader"]
+"""What the server imports: it leaves the process group, then has the readers at hand."""
 
 
 def fork_server() -> ForkServerContext:
@@ -14,5 +15,5 @@ def fork_server() -> ForkServerContext:
     Forking the training process itself would copy its process group's threads and locks in mid-flight.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([READER_MODULE])
+    context.set_forkserver_preload(PRELOADED)
     return context

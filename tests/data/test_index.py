@@ -145,6 +145,12 @@ FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], str, str]] = {
     "missing json": (lambda c: c.pop("robot-00001.json") and None, "robot-00001.json", "is missing"),
     "broken json": (lambda c: c.update({"robot-00001.json": b"{"}), "robot-00001.json", "is not JSON"),
     "json of no text": (lambda c: c.update({"robot-00001.json": b"\xff\xfe"}), "robot-00001.json", "is not JSON"),
+    "json too deep": (lambda c: c.update({"robot-00001.json": b"[" * 100_000}), "robot-00001.json", "is not JSON"),
+    "half a letter": (
+        lambda c: with_json(c, "robot-00001.json", segments=[{"text": "\ud83e", "supervised": True}]),
+        "robot-00001.json",
+        "half a surrogate pair",
+    ),
     "no segments": (
         lambda c: with_json(c, "robot-00001.json", segments=3),
         "robot-00001.json",
@@ -224,6 +230,19 @@ def test_a_truncated_tar_keeps_what_is_whole(tmp_path: Path, recipe: Recipe) -> 
     assert "truncated" in fault.reason
     os.truncate(first, 0)
     assert "0 bytes" in build_index(tmp_path, "train", recipe).faults[0].reason
+
+
+def test_a_damaged_header_costs_what_follows_and_says_how_much(tmp_path: Path, recipe: Recipe) -> None:
+    (shard,) = write_shards(tmp_path, RAWS[:4])
+    _, start, _ = build_index(tmp_path, "train", recipe).place(2)
+    content = bytearray(shard.read_bytes())
+    content[start + 3] ^= 1
+    shard.write_bytes(content)
+    index = build_index(tmp_path, "train", recipe)
+    assert index.keys == ("robot-00000", "robot-00001")
+    (fault,) = index.faults
+    assert fault.member == "robot-00001.json"
+    assert fault.reason.endswith(f"{len(content) - start} bytes from there on are not read")
 
 
 def test_members_that_do_not_lie_together_are_found(tmp_path: Path, recipe: Recipe) -> None:
