@@ -88,7 +88,7 @@ def save(run: TrainRun, topology: Topology, engine: Engine, source: Source, prog
     if topology.is_writer:
         describe(folder, run, source, progress)
         prune(output, run.checkpoint.keep)
-        logger.info("Saved %s", folder)
+        logger.info("saved %s", folder)
     topology.barrier()
     return folder
 
@@ -115,7 +115,7 @@ def describe(folder: Path, run: TrainRun, source: Source, progress: Progress) ->
 def clean(output: Path) -> None:
     """Remove what saves that were cut short have left behind."""
     for folder in uncommitted(output):
-        logger.warning("Removing %s: its save was cut short", folder)
+        logger.warning("removing %s: its save was cut short", folder)
         shutil.rmtree(folder)
 
 
@@ -140,7 +140,6 @@ def read_progress(folder: Path, run: TrainRun) -> Progress:
 def restore(folder: Path, engine: Engine, *, weights_only: bool) -> None:
     """Load a checkpoint's weights, and the optimizer's state unless `weights_only`. Called by every rank."""
     engine.load(folder / WEIGHTS, weights_only=weights_only)
-    logger.info("%s %s", "Starting from the weights of" if weights_only else "Going on from", folder)
 
 
 def check_samples(folder: Path, run: TrainRun, source: Source) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +45,9 @@ from flagscale_vla.train.schedule import lr_share
 
 logger = logging.getLogger(__name__)
 
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a run that a signal stopped, as a shell would give it."""
+
 
 def run(run: TrainRun) -> None:
     """Do what `run.verb` says.
@@ -50,6 +55,7 @@ def run(run: TrainRun) -> None:
     Raises:
         ConfigError: settings, shards or checkpoints with which the run cannot be.
         ValueError: too many bad samples, or a loss that is no longer a number.
+        SystemExit: a signal stopped the run, so what was to come after it must not begin.
     """
     if run.verb is Verb.dryrun:
         tell_size(run)
@@ -65,7 +71,10 @@ def run(run: TrainRun) -> None:
     start = newest or (find_init(run) if run.init else None)
     platform = choose_platform(run.platform)
     with started(run, platform) as topology:
-        pretrain(run, platform, topology, start, progress)
+        progress = pretrain(run, platform, topology, start, progress)
+    if progress.step < run.steps:
+        logger.warning("stopped at step %d of %d; the same command goes on from there", progress.step, run.steps)
+        sys.exit(STOPPED)
 
 
 @contextmanager
@@ -76,7 +85,7 @@ def started(run: TrainRun, platform: Platform) -> Iterator[Topology]:
     topology.stop()
 
 
-def pretrain(run: TrainRun, platform: Platform, topology: Topology, start: Path | None, progress: Progress) -> None:
+def pretrain(run: TrainRun, platform: Platform, topology: Topology, start: Path | None, progress: Progress) -> Progress:
     """Make the steps that are left, from the weights in `start`: the run's own checkpoint where it has made any."""
     source = open_source(run, topology, start, progress)
     engine = Engine(
@@ -99,6 +108,7 @@ def pretrain(run: TrainRun, platform: Platform, topology: Topology, start: Path 
                 report.close_window()
                 save(run, topology, engine, source, progress)
         report.finish(save(run, topology, engine, source, progress))
+    return progress
 
 
 def take_step(run: TrainRun, topology: Topology, engine: Engine, loader: Loader, report: Report) -> StepRecord:
@@ -212,9 +222,10 @@ def tell_size(run: TrainRun) -> None:
         parallel.data,
     )
     logger.info(
-        "%d steps of %d rows of %d tokens, %d micro-batches on each data-parallel rank",
+        "%d steps of %d rows of %d tokens: %d data-parallel ranks x %d micro-batches",
         run.steps,
         run.global_packs,
         run.data.pack_length,
+        parallel.data,
         run.num_microbatches,
     )

@@ -77,6 +77,8 @@ class Report:
     def __enter__(self) -> Self:
         if not self.writes:
             return self
+        if self.progress.step:
+            logger.info("going on after step %d of %d", self.progress.step, self.run.steps)
         truncate_lines(self.output / METRICS, self.progress.step)
         if self.run.report.tensorboard:
             folder = str(self.output / "tensorboard")
@@ -154,8 +156,6 @@ class Report:
             config=OmegaConf.to_yaml(OmegaConf.structured(self.run)),
         )
         tell_paths(self.output, checkpoint)
-        if not done:
-            logger.warning("Stopped at step %d of %d", self.progress.step, self.run.steps)
 
 
 def is_reported(output: Path, progress: Progress) -> bool:
