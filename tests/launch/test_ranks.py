@@ -146,6 +146,14 @@ def test_a_signal_lets_ranks_save_and_stop(tmp_path: Path) -> None:
 
 
 @pytest.mark.ranks
+def test_ranks_that_stopped_by_themselves_have_not_failed(tmp_path: Path) -> None:
+    process = start(tmp_path, "sys.exit(143)")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "failed:" not in output
+
+
+@pytest.mark.ranks
 def test_ranks_stop_when_their_starter_is_killed(tmp_path: Path) -> None:
     job = """
     (folder / f"started{rank}").write_text(str(os.getpid()))
