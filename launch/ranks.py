@@ -34,8 +34,8 @@ PROCESS_BYTES = GIB // 2
 """Resident size of a process that has imported torch and Megatron-core."""
 PR_SET_PDEATHSIG = 1
 """Linux's prctl option: the signal sent to a process when its parent dies (linux/prctl.h)."""
-STOPPED = 128 + signal.SIGTERM
-"""Exit status of a rank that a signal has made save and stop."""
+STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
+"""Exit statuses of a rank that a signal has made save and stop, or has ended before it had begun."""
 SAVE_SECONDS = 300
 """How long ranks may take to save and stop after a signal, before they are killed."""
 
@@ -158,9 +158,8 @@ def launch(processes: int, threads: int) -> None:
         try:
             elastic_launch(config, sys.executable)("-u", *sys.argv)
         except ChildFailedError as error:
-            if all(failure.exitcode == STOPPED for failure in error.failures.values()):
-                raise SystemExit(STOPPED) from None
-            raise SystemExit(first_failure(error.failures, processes)) from None
+            failures = {rank: one for rank, one in error.failures.items() if one.exitcode not in STOPPED}
+            raise SystemExit(first_failure(failures, processes) if failures else max(STOPPED)) from None
         except SignalException as error:
             # The ranks got the same signal and have saved and stopped by now.
             logger.warning("stopped by %s; the same command goes on from the last checkpoint", error.sigval.name)
