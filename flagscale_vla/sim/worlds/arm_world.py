@@ -1,0 +1,138 @@
+"""What all robosuite worlds share: an arm in an environment, driven by waypoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagscale_vla.records import Observation
+from flagscale_vla.robots.embodiments import Embodiment
+from flagscale_vla.sim.worlds.arm import Arm
+from flagscale_vla.sim.worlds.cameras import Cameras, View
+from flagscale_vla.sim.worlds.waypoints import WaypointExpert
+from flagscale_vla.sim.worlds.world import CONTROL_HZ, checked_action, draw_phrasing
+
+NOISE_SHARE = (0.5, 0.5, 0.5, 0.1, 0.1, 0.1, 0.0)
+"""An action unit is 5 cm or half a radian: turns take less noise than moves."""
+
+
+class ArmWorld:
+    """A `World` over a robosuite environment. A subclass says how an episode begins and what the expert does.
+
+    Args:
+        task: as `make_world` was given it.
+        env: the robosuite environment, without a renderer of its own.
+        embodiment: of the arm.
+        phrasings: sentences that ask for the task.
+        views: camera by name.
+        image_pixels: side of a frame.
+        max_steps: steps that are enough for the expert.
+    """
+
+    noise_share = NOISE_SHARE
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        env: Any,
+        embodiment: Embodiment,
+        phrasings: tuple[str, ...],
+        views: Mapping[str, View],
+        image_pixels: int,
+        max_steps: int,
+    ) -> None:
+        self.task, self.embodiment, self.phrasings, self.max_steps = task, embodiment, phrasings, max_steps
+        self.instruction = phrasings[0]
+        self.env = env
+        self._cameras = Cameras(env.sim.model._model, views, pixels=image_pixels, task=task, collision_shapes=False)
+        self._done = False
+        self.arm = Arm(env)
+        self._expert: WaypointExpert
+
+    @property
+    def robot(self) -> str:
+        """Name of the embodiment."""
+        return self.embodiment.name
+
+    def make_expert(self) -> WaypointExpert:
+        """An expert for the episode that has just begun."""
+        raise NotImplementedError
+
+    def reset(self, seed: int) -> None:
+        """Begin the episode of this seed."""
+        self.place(seed)
+        # The gripper remembers how far it was told to open.
+        gripper = self.env.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)
+        self.instruction = draw_phrasing(self.phrasings, seed)
+        self._done = False
+        self._cameras.forget()
+        self.settle()
+        self._expert = self.make_expert()
+
+    def place(self, seed: int) -> None:
+        """Put arm and objects where the episode of this seed begins."""
+        with numpy_seed(seed):
+            self.env.reset()
+
+    def settle(self) -> None:
+        """Let objects that were placed in the air come to rest, with the gripper open."""
+        still = np.zeros(len(self.embodiment.action))
+        still[-1] = -1.0
+        for _ in range(5):
+            self.env.step(still)
+
+    def observe(self) -> Observation:
+        """Frames of all cameras, and the state f32[7]."""
+        return Observation(
+            images=self._cameras.frames(self.env.sim.data._data, self.arm.position),
+            state=self.arm.state(),
+            instruction=self.instruction,
+            robot=self.robot,
+        )
+
+    def step(self, action: NDArray[np.float32]) -> bool:
+        """One control step with f32[7]: move in 5 cm, turn in half radians, gripper -1 open to 1 closed."""
+        self.env.step(checked_action(action, len(self.embodiment.action)).astype(np.float64))
+        self._done = self._done or bool(self.env._check_success())
+        return self._done
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """The waypoint expert's answer f32[7]; counts as one step of its program."""
+        return self._expert.action()
+
+    def phase(self) -> str:
+        """The expert's sub-task."""
+        return self._expert.phase
+
+    def close(self) -> None:
+        """Free renderer and simulator."""
+        self._cameras.close()
+        self.env.close()
+
+
+def arm_embodiment(name: str) -> Embodiment:
+    """The layout all arms under OSC_POSE share."""
+    return Embodiment(
+        name=name,
+        state=("x", "y", "z", "rx", "ry", "rz", "finger"),
+        action=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
+        cameras=("front", "wrist"),
+        fps=CONTROL_HZ,
+    )
+
+
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which robosuite draws from, and put it back as it was afterwards."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
