@@ -38,6 +38,7 @@ from flagscale_vla.robots.statistics import (
 INDEX_VERSION = 1
 BYTES_PER_PROCESS = 256 << 20
 """Starting a process costs about as much as reading this much."""
+CHUNKS_PER_PROCESS = 8
 
 
 _Rows = dict[tuple[str, str], tuple[list[str], list[NDArray[np.float32]]]]
@@ -140,7 +141,9 @@ def _scan_shards(shards: list[Path], recipe: Recipe, processes: int) -> Iterator
         yield from map(partial(scan_shard, recipe=recipe), shards)
         return
     with ProcessPoolExecutor(processes, mp_context=fork_server()) as pool:
-        yield from pool.map(partial(scan_shard, recipe=recipe), shards)
+        # The recipe, tokenizer and all, is sent once per chunk of shards.
+        chunk = -(-len(shards) // (CHUNKS_PER_PROCESS * processes))
+        yield from pool.map(partial(scan_shard, recipe=recipe), shards, chunksize=chunk)
 
 
 def scan_shard(path: Path, recipe: Recipe) -> _ShardScan:
