@@ -34,6 +34,8 @@ PROCESS_BYTES = GIB // 2
 """Resident size of a process that has imported torch and Megatron-core."""
 PR_SET_PDEATHSIG = 1
 """Linux's prctl option: the signal sent to a process when its parent dies (linux/prctl.h)."""
+LOOPBACK = "lo"
+"""Linux's name of the interface that ranks of one host talk over."""
 STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 """Exit statuses of a rank that a signal has made save and stop, or has ended before it had begun."""
 SAVE_SECONDS = 300
@@ -141,6 +143,7 @@ def launch(processes: int, threads: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     share_out_threads(processes, threads)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
     logger.info("starting %d processes", processes)
     with TemporaryDirectory() as folder:
