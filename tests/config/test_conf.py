@@ -78,7 +78,7 @@ data.image.min_pixels=783
 data.image.max_pixels=783
 data.image.shift_pixels=-1
 data.pack_length=0
-data.pack_length=24
+data.pack_length=24 data.image.max_pixels=12544 action.horizon=8
 data.pack_length=2561 parallel.context=2
 data.pack_length=2562 parallel.tensor=2 parallel.context=2 parallel.sequence=true
 data.workers=-1
@@ -130,7 +130,7 @@ heldout_episodes=-1
 image_pixels=0
 horizon=0
 noise=-0.1
-max_steps=0
+max_steps=-1
 processes=0
 seed=4294967296
 """
@@ -141,7 +141,7 @@ checkpoint=''
 shards=''
 tasks=[]
 episodes=0
-max_steps=0
+max_steps=-1
 execute_steps=0
 denoise_steps=0
 image_pixels=0
