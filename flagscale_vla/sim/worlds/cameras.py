@@ -24,10 +24,13 @@ class FrameError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A camera of the model; `turned` rotates its frames by half a turn, for one that is mounted upside down."""
+    """A camera of the model, and how it is used."""
 
     camera: str
     turned: bool = False
+    """rotate frames by half a turn, for a camera that is mounted upside down"""
+    fov_degrees: float | None = None
+    """height of the view; narrower than the model's own where what matters would be a few pixels"""
 
 
 def speed_up(model: mujoco.MjModel) -> None:
@@ -62,6 +65,9 @@ class Cameras:
         collision_shapes: bool = True,
     ) -> None:
         speed_up(model)
+        for view in views.values():
+            if view.fov_degrees is not None:
+                model.camera(view.camera).fovy[:] = view.fov_degrees
         self._model, self._views, self._pixels, self._task = model, dict(views), pixels, task
         self._options = mujoco.MjvOption()
         self._options.geomgroup[COLLISION_GROUP] = int(collision_shapes)

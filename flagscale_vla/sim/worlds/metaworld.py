@@ -22,8 +22,7 @@ STATE_DIM = 4
 """What of the 39 observed numbers is the robot's own: hand x, y, z in metres, gripper opening in [0, 1]."""
 MAX_STEPS = 40
 FRONT_POSITION = (0.75, 0.075, 0.7)
-FRONT_FOV_DEGREES = 45.0
-"""Narrower than the model's 60, so that 112 pixels show the table's middle and not the room."""
+VIEWS = {"front": View(camera="corner2", turned=True, fov_degrees=45.0), "wrist": View(camera="gripperPOV")}
 
 SAWYER = Embodiment(
     name="metaworld_sawyer",
@@ -54,9 +53,7 @@ class MetaWorld:
         self._expert = ENV_POLICY_MAP[f"{name}-v3"]()
         model = self._env.model
         model.camera("corner2").pos[:] = FRONT_POSITION
-        model.camera("corner2").fovy[:] = FRONT_FOV_DEGREES
-        views = {"front": View(camera="corner2", turned=True), "wrist": View(camera="gripperPOV")}
-        self._cameras = Cameras(model, views, pixels=image_pixels, task=task)
+        self._cameras = Cameras(model, VIEWS, pixels=image_pixels, task=task)
         self._seen: NDArray[np.float64] = np.zeros(39)
         self._done = False
 

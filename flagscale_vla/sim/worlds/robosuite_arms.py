@@ -18,7 +18,7 @@ from flagscale_vla.sim.worlds.cameras import View  # noqa: E402
 from flagscale_vla.sim.worlds.waypoints import WaypointExpert, pick_up, put_down, up  # noqa: E402
 from flagscale_vla.sim.worlds.world import CONTROL_HZ  # noqa: E402
 
-VIEWS = {"front": View(camera="frontview"), "wrist": View(camera="robot0_eye_in_hand")}
+VIEWS = {"front": View(camera="frontview", fov_degrees=24.0), "wrist": View(camera="robot0_eye_in_hand")}
 PHRASINGS = {
     "Lift": (
         "lift the red cube",
