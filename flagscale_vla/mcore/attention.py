@@ -15,7 +15,11 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 
+from flagscale_vla.mcore.cpu_attention import DocumentAttention
 from flagscale_vla.mcore.documents import AttentionPlan, plan_attention, plan_continuation, zigzag_rows
+
+CPU_PIECE = 128
+"""Rows of a document that attend in one product on a CPU: longer ones would spend half of it under the causal mask."""
 
 
 @dataclass(slots=True)
@@ -77,37 +81,20 @@ class PackedAttention(nn.Module):
         if cache is not None:
             cache.layers[self.layer_number] = (key, value)
         rank = parallel_state.get_context_parallel_rank() if self.context_size > 1 else 0
-        return plan_attention(bounds, len(key), self.causal, self.context_size, rank), key, value
+        longest = CPU_PIECE if key.device.type == "cpu" else None
+        return plan_attention(bounds, len(key), self.causal, self.context_size, rank, longest), key, value
 
 
 def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
     """Attention of query [S, heads, D] to key, value [K, kv_heads, D] by `plan`; returns [S, heads, D]."""
-    products = _small_products if query.device.type == "cpu" else _fused_products
+    if query.device.type == "cpu":
+        return DocumentAttention.apply(query, key, value, plan, causal)
     return plan.join(
         [
-            products(group.take_queries(query), group.take_keys(key), group.take_keys(value), causal)
+            _fused_products(group.queries.take(query), group.keys.take(key), group.keys.take(value), causal)
             for group in plan.groups
         ]
     )
-
-
-def _small_products(query_BLHD: Tensor, key_BLGD: Tensor, value_BLGD: Tensor, causal: bool) -> Tensor:
-    """Scaled dot-product attention written out.
-
-    On a CPU and at the lengths of samples this runs two to ten times as fast as the fused kernel, most of all backward.
-    Heads that share keys are rows of one product, so that keys are not repeated.
-    """
-    B, Lq, H, D = query_BLHD.shape
-    Lk, G = key_BLGD.shape[1:3]
-    query = query_BLHD.unflatten(2, (G, H // G)).permute(0, 2, 3, 1, 4).reshape(B * G, -1, D)
-    key = key_BLGD.transpose(1, 2).reshape(B * G, Lk, D)
-    value = value_BLGD.transpose(1, 2).reshape(B * G, Lk, D)
-    scores = torch.bmm(query * D**-0.5, key.transpose(1, 2))
-    if causal:
-        hidden = torch.ones(Lq, Lk, dtype=torch.bool, device=key.device).triu(1 + Lk - Lq)
-        scores = scores.unflatten(1, (-1, Lq)).masked_fill(hidden, -torch.inf).flatten(1, 2)
-    result = torch.bmm(scores.softmax(-1), value)
-    return result.unflatten(0, (B, G)).unflatten(2, (-1, Lq)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def _fused_products(query_BLHD: Tensor, key_BLGD: Tensor, value_BLGD: Tensor, causal: bool) -> Tensor:

@@ -20,41 +20,61 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Which rows of [S, ...] are `count` pieces of `length` rows."""
+
+    count: int
+    length: int
+    rows: slice | Tensor
+    """i64[count x length], or a slice where they follow one another, which needs no copy"""
+
+    @staticmethod
+    def of(pieces: list[Rows]) -> Places:
+        """Pieces of equal length."""
+        rows = np.concatenate(pieces)
+        first = int(rows[0])
+        follows = np.array_equal(rows, np.arange(first, first + len(rows)))
+        return Places(
+            count=len(pieces),
+            length=len(pieces[0]),
+            rows=slice(first, first + len(rows)) if follows else torch.from_numpy(rows),
+        )
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The pieces [count, length, ...] of `rows` [S, ...]."""
+        chosen = rows[self.rows] if isinstance(self.rows, slice) else rows.index_select(0, self.rows.to(rows.device))
+        return chosen.unflatten(0, (self.count, self.length))
+
+    def put(self, total: Tensor, pieces: Tensor) -> None:
+        """Write pieces [count, length, ...] to their rows of `total` [S, ...]."""
+        total[self.rows] = pieces.flatten(0, 1)
+
+    def add(self, total: Tensor, pieces: Tensor) -> None:
+        """Add pieces [count, length, ...] to their rows of `total` [S, ...]; a row may occur more than once."""
+        if isinstance(self.rows, slice):
+            total[self.rows] += pieces.flatten(0, 1)
+        else:
+            total.index_add_(0, self.rows, pieces.flatten(0, 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Pieces of equal shape, attended to in one call: queries i64[B, Lq] and the keys they may see i64[B, Lk]."""
+    """Pieces of equal shape, attended to in one call: queries, and the keys that they may see."""
 
-    queries: Tensor
-    keys: Tensor
-
-    def take_queries(self, rows: Tensor) -> Tensor:
-        """The queries' rows [B, Lq, ...] of `rows` [S, ...]."""
-        return _take(rows, self.queries)
-
-    def take_keys(self, rows: Tensor) -> Tensor:
-        """The keys' rows [B, Lk, ...] of `rows` [S, ...]."""
-        return _take(rows, self.keys)
-
-
-def _take(rows: Tensor, places: Tensor) -> Tensor:
-    """Rows at `places` i64[B, L]; without a copy where they follow one another."""
-    first, count = int(places[0, 0]), places.numel()
-    if torch.equal(places.flatten(), torch.arange(first, first + count)):
-        return rows[first : first + count].unflatten(0, tuple(places.shape))
-    return rows.index_select(0, places.flatten().to(rows.device)).unflatten(0, tuple(places.shape))
+    queries: Places
+    keys: Places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionPlan:
-    """Groups that cover every query once; `restore` i64[rows] puts their results back in row order."""
+    """Groups that cover every query once; `restore` puts their results, laid end to end, back in row order."""
 
     groups: tuple[Group, ...]
-    restore: Tensor
+    restore: Places
 
     def join(self, results: list[Tensor]) -> Tensor:
         """Results [B, Lq, ...] of every group, in row order [S, ...]."""
-        rows = [result.flatten(0, 1) for result in results]
-        whole = rows[0] if len(rows) == 1 else torch.cat(rows)
-        return _take(whole, self.restore[None])[0]
+        return self.restore.take(torch.cat([result.flatten(0, 1) for result in results]))[0]
 
 
 def zigzag_rows(length: int, size: int, rank: int) -> Rows:
@@ -66,28 +86,35 @@ def zigzag_rows(length: int, size: int, rank: int) -> Rows:
     return pieces[0] if size == 1 else np.concatenate([pieces[rank], pieces[2 * size - 1 - rank]])
 
 
-def _pieces(bounds: tuple[int, ...], rows: Rows) -> list[tuple[int, int, int, int]]:
-    """Cut local rows where a document ends or a run of consecutive rows does: (local start, length, document)."""
+def _pieces(bounds: tuple[int, ...], rows: Rows, longest: int) -> list[tuple[int, int, int, int]]:
+    """Cut local rows where a document or a run of consecutive rows ends, and every `longest` rows of a document.
+
+    Returns (local start, length, document's start, document's end) of each.
+    """
     runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
     pieces = []
     for run in runs:
         first, last = int(rows[run[0]]), int(rows[run[-1]]) + 1
         for start, end in pairwise(bounds):
             low, high = max(start, first), min(end, last)
+            cuts = [low, *(cut for cut in range(start + longest, end, longest) if low < cut < high), high]
             if low < high:
-                pieces.append((int(run[0]) + low - first, high - low, start, end))
+                pieces += [(int(run[0]) + cut - first, to - cut, start, end) for cut, to in pairwise(cuts)]
     return pieces
 
 
 @lru_cache(maxsize=256)
-def plan_attention(bounds: tuple[int, ...], length: int, causal: bool, size: int = 1, rank: int = 0) -> AttentionPlan:
+def plan_attention(
+    bounds: tuple[int, ...], length: int, causal: bool, size: int = 1, rank: int = 0, longest: int | None = None
+) -> AttentionPlan:
     """Plan attention of one context rank's rows over the whole row of `length`.
 
-    Keys are numbered in row order. A causal piece sees its document from the start to its own last row.
+    Keys are numbered in row order. A causal piece sees its document from the start to its own last row; with `longest`
+    it has at most as many rows, so that less is computed only to be masked.
     """
     rows = zigzag_rows(length, size, rank)
     groups: dict[tuple[int, int], list[tuple[Rows, Rows]]] = defaultdict(list)
-    for local, count, start, end in _pieces(bounds, rows):
+    for local, count, start, end in _pieces(bounds, rows, longest if causal and longest else length):
         stop = int(rows[local]) + count if causal else end
         queries, keys = np.arange(local, local + count), np.arange(start, stop)
         groups[len(queries), len(keys)].append((queries, keys))
@@ -110,11 +137,8 @@ def plan_continuation(prefix: tuple[int, ...], bounds: tuple[int, ...]) -> Atten
 
 def _stack(groups: list[list[tuple[Rows, Rows]]]) -> AttentionPlan:
     stacked = tuple(
-        Group(
-            queries=torch.from_numpy(np.stack([queries for queries, _ in group])),
-            keys=torch.from_numpy(np.stack([keys for _, keys in group])),
-        )
+        Group(queries=Places.of([queries for queries, _ in group]), keys=Places.of([keys for _, keys in group]))
         for group in groups
     )
-    order = torch.cat([group.queries.reshape(-1) for group in stacked])
-    return AttentionPlan(groups=stacked, restore=torch.argsort(order))
+    order = np.concatenate([queries for group in groups for queries, _ in group])
+    return AttentionPlan(groups=stacked, restore=Places.of([np.argsort(order)]))
