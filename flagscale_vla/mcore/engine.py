@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flagscale_vla.config.optim import LossConfig
 from flagscale_vla.config.runs import TrainRun
-from flagscale_vla.mcore.initial import draw_weights
+from flagscale_vla.mcore.initial import draw_weights, mark_shards
 from flagscale_vla.mcore.optimizer import build_optimizer, freeze_parts, set_rates
 from flagscale_vla.mcore.platform import Platform
 from flagscale_vla.mcore.state import load_state, save_state
@@ -57,6 +57,7 @@ class Engine:
         self.length, self.weights = run.data.pack_length, run.optim.loss
         self.objective = objective
         stage = build_stage().to(platform.device)
+        mark_shards(stage)
         draw_weights(stage, run.seed)
         freeze_parts(stage, run.optim)
         self.stage = stage

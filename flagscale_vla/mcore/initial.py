@@ -9,6 +9,12 @@ from collections.abc import Iterator
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
@@ -21,6 +27,19 @@ def sharded_tensors(model: MegatronModule) -> Iterator[ShardedTensor]:
     state = model.sharded_state_dict()
     apply_factories(state)
     return (value for value in nested_values(state) if isinstance(value, ShardedTensor))
+
+
+def mark_shards(model: MegatronModule) -> None:
+    """Say of each weight that is split over tensor ranks that it is: else the gradient's norm leaves out all but one's.
+
+    Megatron-core's own layers say so only of weights they initialise themselves.
+    """
+    kinds = ((ColumnParallelLinear, 0), (RowParallelLinear, 1), (VocabParallelEmbedding, 0))
+    for module in model.modules():
+        for kind, axis in kinds:
+            # A tied output layer has no weight of its own.
+            if isinstance(module, kind) and module.weight is not None:
+                set_tensor_model_parallel_attributes(module.weight, True, axis, 1)
 
 
 @torch.no_grad()

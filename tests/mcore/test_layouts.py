@@ -38,8 +38,8 @@ NUM_TENSORS = 35
 """Fewer would mean that a part of the model is not compared. A layer's tensors are stored as one, over all layers."""
 
 
-def steps(rank: int, overrides: list[str], folder: str) -> dict[str, tuple[float, float]]:
-    """One step on each set of rows; both losses' sums. Leaves Adam's first moments in the folder: the gradients."""
+def steps(rank: int, overrides: list[str], folder: str) -> dict[str, list[float]]:
+    """One step on each set of rows: both losses' sums and the gradient's norm. Leaves the gradients in the folder."""
     # Without momentum the first moment after a step is the gradient itself.
     run = settings("optim.beta1=0.0", "optim.clip=1.0e9", "global_packs=2", *overrides)
     platform = choose_platform(run.platform)
@@ -50,7 +50,7 @@ def steps(rank: int, overrides: list[str], folder: str) -> dict[str, tuple[float
         engine = Engine(stage, objective, run, topology, platform)
         batches = [make_row(documents, run.data.pack_length, seed) for seed, documents in enumerate(rows)]
         result = engine.train_step(batches[topology.dp_rank :: topology.dp_size], 0.0)
-        losses[name] = (float(result.losses.ce), float(result.losses.flow))
+        losses[name] = [float(result.losses.ce), float(result.losses.flow), result.grad_norm]
         engine.save(Path(folder) / name)
     topology.stop()
     return losses
@@ -73,7 +73,7 @@ def relative(one: torch.Tensor, many: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, tuple[float, float]], str]:
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[float]], str]:
     folder = str(tmp_path_factory.mktemp("one"))
     return run_ranks(steps, 1, [], folder)[0], folder
 
@@ -85,9 +85,7 @@ def test_a_layout_equals_one_rank(layout: str, one_rank: tuple[dict, str], tmp_p
     overrides = LAYOUTS[layout]
     world_size = settings(*overrides, "global_packs=2").parallel.world_size
     for losses in run_ranks(steps, world_size, overrides, str(tmp_path)):
-        for name, (ce, flow) in losses.items():
-            assert ce == pytest.approx(expected[name][0], rel=TOLERANCE)
-            assert flow == pytest.approx(expected[name][1], rel=TOLERANCE)
+        assert losses == {name: pytest.approx(values, rel=TOLERANCE) for name, values in expected.items()}
     errors = run_ranks(gradient_errors, 1, (folder, str(tmp_path)))[0]
     assert all(len(step) >= NUM_TENSORS for step in errors.values())
     wrong = {(step, name): e for step, names in errors.items() for name, e in names.items() if e > TOLERANCE}
