@@ -9,6 +9,7 @@ import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -108,7 +109,7 @@ def conclude(run: RecordRun, blocks: Sequence[Block], seconds: float) -> None:
     )
 
 
-def count(logs: Sequence[BlockLog], seconds: float) -> dict[str, object]:
+def count(logs: Sequence[BlockLog], seconds: float) -> dict[str, Any]:
     """The figures of `summary.json`. `episodes`, `steps` and per-task numbers are those kept for training."""
     train = [log for log in logs if log.split == "train"]
     heldout = [log for log in logs if log.split == "heldout"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flagscale_vla.sim.results import data_uri, write_report
 from flagscale_vla.sim.rollout import Attempt, Outcome
@@ -12,7 +13,7 @@ from flagscale_vla.sim.rollout import Attempt, Outcome
 logger = logging.getLogger(__name__)
 
 
-def log_table(figures: Mapping[str, object]) -> None:
+def log_table(figures: Mapping[str, Any]) -> None:
     """Print the rates per task and pooled."""
     logger.info("%-34s %8s %8s %6s %8s %6s", "task", "success", "failure", "error", "expert", "zero")
     for task, row in figures["per_task"].items():
@@ -39,7 +40,7 @@ def log_table(figures: Mapping[str, object]) -> None:
     logger.info("open-loop error over that of the mean action: %s", share(figures["open_loop_error_ratio"]))
 
 
-def report(folder: Path, figures: Mapping[str, object], attempts: Sequence[Attempt]) -> Path:
+def report(folder: Path, figures: Mapping[str, Any], attempts: Sequence[Attempt]) -> Path:
     """Write `report.html`: the table, strips and videos of filmed episodes, and what went wrong."""
     films = [film_row(folder, attempt) for attempt in attempts if attempt.trial.film is not None]
     errors = [
@@ -62,17 +63,17 @@ def report(folder: Path, figures: Mapping[str, object], attempts: Sequence[Attem
     return write_report(folder, "evaluate.html.j2", values)
 
 
-def shares(row: Mapping[str, object]) -> dict[str, str]:
+def shares(row: Mapping[str, Any]) -> dict[str, str]:
     """The means of a row as text."""
     return {key: share(value) for key, value in row.items() if key.endswith(("_mean", "_ratio", "_low", "_high"))}
 
 
-def share(value: object) -> str:
+def share(value: float | None) -> str:
     """A share as text; a dash where it is unknown."""
     return "-" if value is None else f"{value:.2f}"
 
 
-def film_row(folder: Path, attempt: Attempt) -> dict[str, object] | None:
+def film_row(folder: Path, attempt: Attempt) -> dict[str, Any] | None:
     """What the report shows of a filmed episode; None where it ended before anything was seen."""
     path = attempt.trial.film
     if path is None or not path.is_file():

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -48,6 +49,8 @@ def start_worker(parent: int) -> None:
     os.environ["FLAGSCALE_VLA_PARENT"] = str(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger().setLevel(logging.WARNING)
+    # Of libraries to each other; they would break the progress bar.
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def check_parent() -> None:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from flagscale_vla.sim.seeds import Purpose, episode_seed
-from flagscale_vla.sim.worlds import tasks
-from flagscale_vla.sim.worlds.backend import HELP, choose_backend
+from flagscale_vla.sim.worlds import backend, tasks
 from flagscale_vla.sim.worlds.tasks import LIGHT_TASKS, make_world
 from tests.sim.extras import needs_sim
 
@@ -158,12 +157,23 @@ def test_missing_extra_names_the_install_line(monkeypatch):
         make_world("metaworld/door-open", PIXELS)
 
 
-def test_no_renderer_names_the_packages(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr("flagscale_vla.sim.worlds.backend.draws", lambda backend: False)
-    with pytest.raises(OSError, match="apt-get install -y libegl1 libgl1-mesa-dri libosmesa6"):
-        choose_backend()
-    assert "libosmesa6" in HELP
+@pytest.mark.parametrize("chosen", ["", "osmesa"])
+def test_no_renderer_names_the_packages(monkeypatch, chosen):
+    monkeypatch.setenv("MUJOCO_GL", chosen)
+    monkeypatch.delenv(backend.TRIED, raising=False)
+    monkeypatch.setattr(backend, "draws", lambda name: False)
+    with pytest.raises(OSError, match="apt-get install -y libegl1 libgl1-mesa-dri libosmesa6") as caught:
+        backend.choose_backend()
+    assert ("unset MUJOCO_GL=osmesa" in str(caught.value)) == bool(chosen)
+
+
+def test_first_renderer_that_draws_is_taken_once(monkeypatch):
+    tried = []
+    monkeypatch.setenv("MUJOCO_GL", "")
+    monkeypatch.delenv(backend.TRIED, raising=False)
+    monkeypatch.setattr(backend, "draws", lambda name: tried.append(name) or name == "osmesa")
+    assert backend.choose_backend() == backend.choose_backend() == "osmesa"
+    assert tried == ["egl", "osmesa"]
 
 
 def test_seeds_of_one_purpose_meet_those_of_no_other():

@@ -10,8 +10,10 @@ import sys
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("egl", "osmesa")
+TRIED = "FLAGSCALE_VLA_RENDERER"
+"""Environment variable that tells processes started from here which backend was seen to work."""
 HELP = (
-    "MuJoCo cannot draw here: neither EGL nor OSMesa works. On Debian or Ubuntu install them with "
+    "MuJoCo cannot draw here: no off-screen OpenGL works. On Debian or Ubuntu install them with "
     "`apt-get update && apt-get install -y libegl1 libgl1-mesa-dri libosmesa6`, then run again"
 )
 PROBE = """
@@ -27,28 +29,27 @@ renderer.close()
 
 
 def choose_backend() -> str:
-    """Set MUJOCO_GL to the first backend that draws here, unless it is set already; returns its value.
+    """Set MUJOCO_GL to the first backend that draws here, or see that the one it is set to does; returns its name.
 
-    Each candidate is tried in a process of its own, because a failed import of `mujoco` cannot be repeated.
+    Each candidate is tried in a process of its own, because a failed import of `mujoco` cannot be repeated. Processes
+    started later inherit the answer.
 
     Raises:
         OSError: none works; the message names the packages to install.
     """
-    chosen = os.environ.get("MUJOCO_GL")
-    if chosen:
+    chosen = os.environ.get("MUJOCO_GL", "")
+    if chosen and os.environ.get(TRIED) == chosen:
         return chosen
-    for backend in BACKENDS:
+    for backend in (chosen,) if chosen else BACKENDS:
         if draws(backend):
-            os.environ["MUJOCO_GL"] = backend
-            # PyOpenGL would otherwise pick a platform of its own.
-            os.environ["PYOPENGL_PLATFORM"] = backend
+            os.environ["MUJOCO_GL"] = os.environ[TRIED] = backend
             return backend
-    raise OSError(HELP)
+    raise OSError(HELP + (f". Or unset MUJOCO_GL={chosen}, so that one that works is looked for" if chosen else ""))
 
 
 def draws(backend: str) -> bool:
     """Whether a fresh process renders a frame that is not blank."""
-    environment = os.environ | {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
+    environment = os.environ | {"MUJOCO_GL": backend}
     done = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True)
     if done.returncode:
         logger.info("MUJOCO_GL=%s does not work here: %s", backend, done.stderr.strip().rsplit("\n", 1)[-1])
