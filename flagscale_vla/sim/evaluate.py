@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from flagscale_vla.config.checkpoints import find_checkpoint
+from flagscale_vla.config.checkpoints import METADATA, find_checkpoint
 from flagscale_vla.config.runs import EvalRun
 from flagscale_vla.policy.client import PolicyClient, open_policy
+from flagscale_vla.sim.episodes_log import EpisodesLog
 from flagscale_vla.sim.film import check_video
 from flagscale_vla.sim.openloop import OpenLoop, check_heldout, measure_open_loop
 from flagscale_vla.sim.results import CONFIG, REPORT, SUMMARY, replace_text, settings_yaml, write_summary
@@ -65,11 +66,17 @@ def run(run: EvalRun) -> None:
     """
     checkpoint = find_checkpoint(Path(run.checkpoint))
     platform = replace(run.platform, threads=1)
-    evaluate(run, partial(open_policy, checkpoint, platform=platform, denoise_steps=run.denoise_steps))
+    opener = partial(open_policy, checkpoint, platform=platform, denoise_steps=run.denoise_steps)
+    evaluate(run, opener, identity=f"{checkpoint.resolve()}\n{(checkpoint / METADATA).read_text(encoding='utf-8')}")
 
 
-def evaluate(run: EvalRun, opener: Opener) -> None:
-    """`run`, with any policy: `opener` is called once in each process that needs it."""
+def evaluate(run: EvalRun, opener: Opener, *, identity: str) -> None:
+    """`run`, with any policy.
+
+    Args:
+        opener: called once in each process that needs the policy.
+        identity: tells this policy from others, so that no episode of another one is taken for its own.
+    """
     for task in run.tasks:
         check_task(task)
         check_installed(task)
@@ -80,7 +87,9 @@ def evaluate(run: EvalRun, opener: Opener) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / CONFIG, settings_yaml(run))
     begin = time.perf_counter()
-    attempts, open_loop = roll_all(run, opener)
+    attempts, open_loop = roll_all(
+        run, opener, EpisodesLog(folder, identity + settings_yaml(replace(run, processes=1)))
+    )
     scores = score(attempts, run.confidence)
     figures = scores.figures() | {
         "open_loop_error_ratio": open_loop.ratio,
@@ -94,25 +103,30 @@ def evaluate(run: EvalRun, opener: Opener) -> None:
     conclude(folder, attempts)
 
 
-def roll_all(run: EvalRun, opener: Opener) -> tuple[list[Attempt], OpenLoop]:
-    """Do every trial, and the open-loop measurement, in `run.processes` processes."""
+def roll_all(run: EvalRun, opener: Opener, log: EpisodesLog) -> tuple[list[Attempt], OpenLoop]:
+    """Do every trial and the open-loop measurement that `log` lacks, in `run.processes` processes."""
     rules = Rules(
         seed=run.seed, max_steps=run.max_steps, execute_steps=run.execute_steps, image_pixels=run.image_pixels
     )
-    trials = [None, *plan_trials(run)]
-    jobs = [Job(trial=trial, rules=rules, opener=opener, shards=Path(run.shards)) for trial in trials]
-    attempts, measured, solved, tried = [], [], 0, 0
-    with tqdm(total=len(jobs), unit="episode", desc="evaluate") as bar:
-        for done in map_jobs(work, jobs, min(run.processes, len(jobs))):
-            if isinstance(done, OpenLoop):
-                measured.append(done)
-            else:
-                attempts.append(done)
-                if done.trial.controller is Controller.policy:
-                    solved, tried = solved + (done.outcome is Outcome.success), tried + 1
-                    bar.set_postfix(success=f"{solved}/{tried}", refresh=False)
+    trials = plan_trials(run)
+    missing: list[Trial | None] = [trial for trial in trials if not log.has(trial)]
+    if log.open_loop is None:
+        missing.insert(0, None)
+    jobs = [Job(trial=trial, rules=rules, opener=opener, shards=Path(run.shards)) for trial in missing]
+    total = len(trials) + 1
+    with tqdm(total=total, initial=total - len(jobs), unit="episode", desc="evaluate") as bar:
+        for done in map_jobs(work, jobs, min(run.processes, len(jobs))) if jobs else ():
+            log.add(done)
+            bar.set_postfix(success=success_so_far(log.attempts), refresh=False)
             bar.update()
-    return attempts, measured[0]
+    assert log.open_loop is not None
+    return log.attempts, log.open_loop
+
+
+def success_so_far(attempts: list[Attempt]) -> str:
+    """Successes of the policy over its episodes."""
+    mine = [attempt.outcome for attempt in attempts if attempt.trial.controller is Controller.policy]
+    return f"{mine.count(Outcome.success)}/{len(mine)}"
 
 
 def plan_trials(run: EvalRun) -> list[Trial]:

@@ -16,10 +16,21 @@ from flagscale_vla.config.runs import EvalRun
 from flagscale_vla.data.shards import ShardWriter
 from flagscale_vla.records import Action, Image, State, Text
 from flagscale_vla.sim.episodes import encode_jpeg
+from flagscale_vla.sim.episodes_log import EpisodesLog
 from flagscale_vla.sim.evaluate import evaluate
 from flagscale_vla.sim.intervals import wilson
-from flagscale_vla.sim.openloop import measure_open_loop
-from flagscale_vla.sim.rollout import Controller, Outcome, Rules, Trial, attempt, expert_plan, policy_plan, roll_out
+from flagscale_vla.sim.openloop import OpenLoop, measure_open_loop
+from flagscale_vla.sim.rollout import (
+    Attempt,
+    Controller,
+    Outcome,
+    Rules,
+    Trial,
+    attempt,
+    expert_plan,
+    policy_plan,
+    roll_out,
+)
 from flagscale_vla.sim.workers import close_world, open_world
 from tests.sim.clients import FixedClient, open_broken, open_exploding, open_pusher
 from tests.sim.extras import needs_sim
@@ -133,7 +144,7 @@ def test_a_bad_answer_is_an_error_not_a_failure(here, client, message):
 @needs_sim
 def test_evaluation_tells_success_failure_and_error_apart(tmp_path, heldout):
     run = replace(SETTINGS, output=str(tmp_path), shards=str(heldout))
-    evaluate(run, open_exploding)
+    evaluate(run, open_exploding, identity="exploding")
     summary = json.loads((tmp_path / "summary.json").read_text())
     drawer, reach = summary["per_task"]["metaworld/drawer-close"], summary["per_task"]["metaworld/reach"]
     assert (drawer["successes"], drawer["failures"], drawer["errors"]) == (0, 0, 2)
@@ -151,7 +162,7 @@ def test_evaluation_tells_success_failure_and_error_apart(tmp_path, heldout):
 @needs_sim
 def test_videos_show_both_cameras(tmp_path, heldout):
     run = replace(SETTINGS, output=str(tmp_path), shards=str(heldout), tasks=["metaworld/reach"], episodes=1)
-    evaluate(run, open_pusher)
+    evaluate(run, open_pusher, identity="pusher")
     video = tmp_path / "videos" / "metaworld-reach-000.mp4"
     with av.open(str(video)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -159,6 +170,9 @@ def test_videos_show_both_cameras(tmp_path, heldout):
     assert len(frames) >= 30
     assert not np.array_equal(frames[0][:256, :256], frames[0][:256, 256:])
     assert video.with_suffix(".png").is_file()
+    assert 'src="videos/metaworld-reach-000.mp4"' in (tmp_path / "report.html").read_text()
+    # Nothing is left to do, so nothing is opened.
+    evaluate(run, open_broken, identity="pusher")
     assert 'src="videos/metaworld-reach-000.mp4"' in (tmp_path / "report.html").read_text()
 
 
@@ -169,17 +183,49 @@ def test_results_do_not_depend_on_processes(tmp_path, heldout):
     for processes in (1, 2):
         output = tmp_path / str(processes)
         run = replace(SETTINGS, output=str(output), shards=str(heldout), videos=0, processes=processes)
-        evaluate(run, open_pusher)
+        evaluate(run, open_pusher, identity="pusher")
         summary = json.loads((output / "summary.json").read_text())
         found.append({key: summary[key] for key in ("success_mean", "per_task", "expert_success_mean")})
     assert found[0] == found[1]
+
+
+def attempts_of(*outcomes: Outcome) -> list[Attempt]:
+    trials = [
+        Trial(task="metaworld/reach", number=number, controller=Controller.policy, film=None)
+        for number in range(len(outcomes))
+    ]
+    return [
+        Attempt(trial=trial, outcome=outcome, steps=7, seconds=0.5, instruction="go", message="")
+        for trial, outcome in zip(trials, outcomes, strict=True)
+    ]
+
+
+def test_an_evaluation_that_was_cut_short_goes_on(tmp_path):
+    done = attempts_of(Outcome.success, Outcome.error, Outcome.failure)
+    open_loop = OpenLoop(frames=3, error=0.1, mean_action_error=0.4)
+    log = EpisodesLog(tmp_path, "this policy")
+    for entry in (*done, open_loop):
+        log.add(entry)
+    with (tmp_path / "episodes.jsonl").open("a") as file:
+        file.write('{"controller": "pol')
+    EpisodesLog(tmp_path, "this policy").add(done[1])
+    again = EpisodesLog(tmp_path, "this policy")
+    assert again.attempts == [done[0], done[2]]
+    assert again.open_loop == open_loop
+    assert [again.has(attempt.trial) for attempt in done] == [True, False, True]
+
+
+def test_episodes_of_another_policy_are_dropped(tmp_path):
+    EpisodesLog(tmp_path, "this policy").add(attempts_of(Outcome.success)[0])
+    assert EpisodesLog(tmp_path, "another").attempts == []
+    assert EpisodesLog(tmp_path, "this policy").attempts == []
 
 
 @needs_sim
 def test_all_errors_end_in_one_message(tmp_path, heldout):
     run = replace(SETTINGS, output=str(tmp_path), shards=str(heldout), tasks=["metaworld/drawer-close"], videos=0)
     with pytest.raises(ValueError, match=r"all 2 episodes of the policy ended in an error.*the weights are on fire"):
-        evaluate(run, open_exploding)
+        evaluate(run, open_exploding, identity="exploding")
     assert (tmp_path / "report.html").is_file()
 
 
@@ -187,11 +233,11 @@ def test_all_errors_end_in_one_message(tmp_path, heldout):
 def test_a_policy_that_cannot_be_opened_stops_the_evaluation(tmp_path, heldout):
     run = replace(SETTINGS, output=str(tmp_path), shards=str(heldout), videos=0)
     with pytest.raises(ValueError, match="no such weights"):
-        evaluate(run, open_broken)
+        evaluate(run, open_broken, identity="broken")
 
 
 @needs_sim
 def test_shards_without_heldout_frames_are_refused_at_once(tmp_path):
     run = replace(SETTINGS, output=str(tmp_path / "out"), shards=str(tmp_path))
     with pytest.raises(ConfigError, match=r"shards=.*holds no heldout-\*\.tar"):
-        evaluate(run, open_pusher)
+        evaluate(run, open_pusher, identity="pusher")
