@@ -14,6 +14,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor, nn
 
 from flagscale_vla.mcore.attention import PackedAttention
+from flagscale_vla.mcore.cpu_layers import RootMeanSquare
 
 
 class RMSNorm(nn.Module):
@@ -31,7 +32,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm of x [..., hidden], in the dtype of x."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        weight = self.weight.float()
+        if x.device.type == "cpu":
+            return RootMeanSquare.apply(x.float(), weight, self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

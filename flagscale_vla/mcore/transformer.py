@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flagscale_vla.config.model import LanguageConfig, VisionConfig
 from flagscale_vla.config.parallel import ParallelConfig
+from flagscale_vla.mcore.cpu_layers import SwiGLU
 from flagscale_vla.mcore.layers import LayerSet
 from flagscale_vla.mcore.platform import Platform
 from flagscale_vla.mcore.rotary import RotarySelfAttention
@@ -75,6 +76,8 @@ def _transformer(platform: Platform, **sizes: object) -> TransformerConfig:
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=not on_cpu,
+        # Megatron-core's word for "the spec names the activation", see `layer_spec`.
+        use_te_activation_func=on_cpu,
         apply_rope_fusion=False,
         persist_layer_norm=False,
         # Losses arrive divided by global counts: gradients are summed over ranks, never averaged.
@@ -89,7 +92,7 @@ def layer_spec(layers: LayerSet, mask: AttnMaskType, row_one_layers: frozenset[i
         core_attention=partial(layers.core_attention, row_one_layers=row_one_layers),
         linear_proj=layers.row_linear,
     )
-    mlp = MLPSubmodules(linear_fc1=layers.column_linear, linear_fc2=layers.row_linear)
+    mlp = MLPSubmodules(linear_fc1=layers.column_linear, linear_fc2=layers.row_linear, activation_func=SwiGLU)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
