@@ -53,20 +53,17 @@ def main(config: DictConfig) -> None:
     logging.getLogger().setLevel(logging.INFO)
     # It lists every parameter at that level.
     logging.getLogger("megatron").setLevel(logging.WARNING)
-    job = partial(run_composed, config)
-    is_rank = "TORCHELASTIC_ERROR_FILE" in os.environ
-    try:
-        if is_rank:
-            from launch.ranks import run_as_rank
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from launch.failures import run_as_rank
 
-            run_as_rank(job)
-        else:
-            job()
+        run_as_rank(partial(run_composed, config))
+        return
+    try:
+        run_composed(config)
     except (ConfigError, ValueError, OSError) as error:
         if os.environ.get("FLAGSCALE_VLA_TRACE"):
             raise
-        # What a rank could not do is told once, by the process that started the ranks.
-        sys.exit(1 if is_rank else f"{type(error).__name__}: {error}\n(set FLAGSCALE_VLA_TRACE=1 for the whole trace)")
+        sys.exit(f"{type(error).__name__}: {error}\n(set FLAGSCALE_VLA_TRACE=1 for the whole trace)")
 
 
 if __name__ == "__main__":

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psutil
@@ -19,9 +15,6 @@ import psutil
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.parallel import Device, ParallelConfig, PlatformConfig
 from flagscale_vla.config.runs import TrainRun
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +25,10 @@ SHARDED_BYTES = 8
 """AdamW's two float32 moments of one parameter, split over those ranks."""
 PROCESS_BYTES = GIB // 2
 """Resident size of a process that has imported torch and Megatron-core."""
-PR_SET_PDEATHSIG = 1
-"""Linux's prctl option: the signal sent to a process when its parent dies (linux/prctl.h)."""
+CHATTY = [f"torch.distributed.elastic.{name}.api" for name in ("agent.server", "multiprocessing")]
+"""Loggers of torch that tell what is told here too: which process gets which signal, and which failed."""
 LOOPBACK = "lo"
 """Linux's name of the interface that ranks of one host talk over."""
-STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
-"""Exit statuses of a rank that a signal has made save and stop, or has ended before it had begun."""
 SAVE_SECONDS = 300
 """How long ranks may take to save and stop after a signal, before they are killed."""
 
@@ -142,9 +133,13 @@ def launch(processes: int, threads: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from launch.failures import tell_failure
+
     share_out_threads(processes, threads)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logger.info("starting %d processes", processes)
     with TemporaryDirectory() as folder:
         config = LaunchConfig(
@@ -161,40 +156,14 @@ def launch(processes: int, threads: int) -> None:
         try:
             elastic_launch(config, sys.executable)("-u", *sys.argv)
         except ChildFailedError as error:
-            failures = {rank: one for rank, one in error.failures.items() if one.exitcode not in STOPPED}
-            raise SystemExit(first_failure(failures, processes) if failures else max(STOPPED)) from None
+            raise SystemExit(tell_failure(error.failures, processes)) from None
         except SignalException as error:
             # The ranks got the same signal and have saved and stopped by now.
             logger.warning("stopped by %s; the same command goes on from the last checkpoint", error.sigval.name)
             raise SystemExit(128 + error.sigval) from None
 
 
-def first_failure(failures: Mapping[int, ProcessFailure], processes: int) -> str:
-    """One line about the rank that failed first: the others often fail because of it."""
-
-    def failed_at(rank: int) -> int:
-        file = Path(failures[rank].error_file)
-        return file.stat().st_mtime_ns if file.is_file() else sys.maxsize
-
-    rank = min(failures, key=failed_at)
-    # `record` leaves a record with the trace where torch's types say there is a string.
-    message: Any = failures[rank].message
-    text = message["message"] if isinstance(message, dict) else message
-    if failures[rank].exitcode > 0 and not isinstance(message, dict):
-        text = f"exit status {failures[rank].exitcode}; its output is above"
-    return f"rank {rank} of {processes} failed: {text}"
-
-
 def share_out_threads(processes: int, threads: int) -> None:
     """Give each rank its share of the cores (`threads`, or an even share for 0), unless the user has set it."""
     share = threads or max(1, len(os.sched_getaffinity(0)) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
-
-
-def run_as_rank(job: Callable[[], None]) -> None:
-    """Do a rank's job; what fails is left for the process that started the ranks, which prints it once."""
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    # Where the starter is killed outright the ranks save and stop, instead of training on with nobody to tell.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    record(job)()

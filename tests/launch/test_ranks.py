@@ -92,7 +92,8 @@ def start(tmp_path: Path, job: str) -> subprocess.Popen[str]:
     script.write_text(
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"
-        "from launch.ranks import launch, run_as_rank\n"
+        "from launch.failures import run_as_rank\n"
+        "from launch.ranks import launch\n"
         "folder = Path(sys.argv[1])\n"
         "def job():\n"
         "    rank = int(os.environ['RANK'])\n"
@@ -122,7 +123,27 @@ def test_the_failing_rank_is_named_with_its_message(tmp_path: Path) -> None:
     process = start(tmp_path, job)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
+    assert "Traceback" not in output
     assert output.splitlines()[-1] == "rank 1 of 2 failed: ValueError: runs/demo/train-000000.tar: truncated"
+
+
+@pytest.mark.ranks
+def test_an_error_of_ours_shows_the_trace_of_the_first_rank_alone(tmp_path: Path) -> None:
+    job = """
+    if rank == 1:
+        while not (folder / "failed").exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        raise RuntimeError("the other rank is gone")
+    (folder / "failed").touch()
+    assert rank, "first to fail"
+    """
+    process = start(tmp_path, job)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.splitlines()[-1] == "rank 0 of 2 failed: AssertionError: first to fail"
+    assert output.count("Traceback") == 1
+    assert "in job" in output
 
 
 @pytest.mark.ranks
