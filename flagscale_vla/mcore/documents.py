@@ -89,6 +89,8 @@ def zigzag_rows(length: int, size: int, rank: int) -> Rows:
 def _pieces(bounds: tuple[int, ...], rows: Rows, longest: int) -> list[tuple[int, int, int, int]]:
     """Cut local rows where a document or a run of consecutive rows ends, and every `longest` rows of a document.
 
+    What is left at its end is not cut off where it is under half of that.
+
     Returns (local start, length, document's start, document's end) of each.
     """
     runs = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1)
@@ -97,7 +99,11 @@ def _pieces(bounds: tuple[int, ...], rows: Rows, longest: int) -> list[tuple[int
         first, last = int(rows[run[0]]), int(rows[run[-1]]) + 1
         for start, end in pairwise(bounds):
             low, high = max(start, first), min(end, last)
-            cuts = [low, *(cut for cut in range(start + longest, end, longest) if low < cut < high), high]
+            cuts = [
+                low,
+                *(cut for cut in range(start + longest, end - longest // 2, longest) if low < cut < high),
+                high,
+            ]
             if low < high:
                 pieces += [(int(run[0]) + cut - first, to - cut, start, end) for cut, to in pairwise(cuts)]
     return pieces
@@ -110,7 +116,7 @@ def plan_attention(
     """Plan attention of one context rank's rows over the whole row of `length`.
 
     Keys are numbered in row order. A causal piece sees its document from the start to its own last row; with `longest`
-    it has at most as many rows, so that less is computed only to be masked.
+    it has about as many rows at most, so that less is computed only to be masked.
     """
     rows = zigzag_rows(length, size, rank)
     groups: dict[tuple[int, int], list[tuple[Rows, Rows]]] = defaultdict(list)

@@ -54,7 +54,12 @@ def build_optimizer(model: DistributedDataParallel, optim: OptimConfig, platform
         use_distributed_optimizer=True,
         clip_grad=optim.clip,
     )
-    return get_megatron_optimizer(config, [model], config_overrides=_overrides(optim))
+    optimizer = get_megatron_optimizer(config, [model], config_overrides=_overrides(optim))
+    if platform.device.type == "cpu":
+        for group in optimizer.param_groups:
+            # torch's own AdamW, here in one pass over each tensor instead of ten.
+            group["fused"] = True
+    return optimizer
 
 
 def _overrides(optim: OptimConfig) -> dict[ParamKey, ParamGroupOverride]:
