@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 
+import mujoco
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
@@ -66,7 +67,11 @@ class MetaWorld:
         """Begin the episode of this seed: where the object and the goal are follows from it."""
         # `env.reset(seed=...)` ignores its seed.
         self._env.seed(seed)
-        self._seen, _ = self._env.reset()
+        self._env.reset()
+        # Meta-World moves objects without telling the physics: until the first step, pictures and observation would
+        # show where the last episode had them.
+        mujoco.mj_forward(self._env.model, self._env.data)
+        self._seen = self._env._get_obs()
         self._done = False
         self.instruction = draw_phrasing(self.phrasings, seed)
         self._cameras.forget()
