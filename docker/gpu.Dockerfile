@@ -1,7 +1,9 @@
 # NVIDIA's PyTorch image: CUDA, torch, Transformer Engine, FlashAttention and DALI, built for one another.
-#   docker build --file docker/gpu.Dockerfile --tag flagscale_vla:gpu .
+#   docker build --file docker/gpu.Dockerfile --build-arg BASE=IMAGE --tag flagscale_vla:gpu .
+# IMAGE is NVIDIA's PyTorch container in its registry's full name, of 26.02 or near it.
 #   docker run --rm --gpus all --ipc host flagscale_vla:gpu make test MARKS='not sim_full'
-FROM nvcr.io/nvidia/pytorch:26.02-py3
+ARG BASE
+FROM ${BASE}
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libegl1 libgl1-mesa-dri libosmesa6 python3-venv \

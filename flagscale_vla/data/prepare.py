@@ -17,8 +17,8 @@ from flagscale_vla.data.read import parse_sample
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.tar import BrokenTarError, group_members, walk_tar
 from flagscale_vla.data.tokenizer import fit_tokenizer, load_tokenizer, read_tokenizer
-from flagscale_vla.records import Text
-from flagscale_vla.robots.embodiments import FILE_NAME, load_embodiments
+from flagscale_vla.records import Action, RawSample, State, Text
+from flagscale_vla.robots.embodiments import FILE_NAME, Embodiment, load_embodiments
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def open_train_data(data: DataConfig, action: ActionConfig, *, width: int, vocab
     folder = Path(data.shards)
     recipe = Recipe(
         tokenizer=open_tokenizer(data, vocab),
-        embodiments=load_embodiments(folder) if (folder / FILE_NAME).is_file() else {},
+        embodiments=open_embodiments(folder),
         statistics={},
         image=data.image,
         action=action,
@@ -56,6 +56,20 @@ def open_train_data(data: DataConfig, action: ActionConfig, *, width: int, vocab
     index = open_index(folder, "train", recipe, processes=data.workers)
     logger.info("%s: %d samples, %d tokens", folder, len(index), index.lengths.sum())
     return recipe.with_statistics(index.statistics), index
+
+
+def open_embodiments(folder: Path) -> dict[str, Embodiment]:
+    """The robots of the shards; none where the shards hold only text and pictures.
+
+    Raises:
+        ValueError: the file that describes them is missing though the first sample has a robot's state or action.
+    """
+    if (folder / FILE_NAME).is_file():
+        return load_embodiments(folder)
+    first = next(read_samples(folder), None)
+    if first is not None and any(isinstance(segment, State | Action) for segment in first.segments):
+        raise ValueError(f"{folder / FILE_NAME} is missing, and {first.key} needs it. Was the recording cut short?")
+    return {}
 
 
 def open_tokenizer(data: DataConfig, vocab: int) -> Tokenizer:
@@ -77,15 +91,20 @@ def open_tokenizer(data: DataConfig, vocab: int) -> Tokenizer:
 
 
 def read_texts(folder: Path) -> Iterator[str]:
-    """All text of the training shards in order. What cannot be read is left to the index, which quarantines it."""
+    """All text of the training shards, in order."""
+    for raw in read_samples(folder):
+        yield from (segment.text for segment in raw.segments if isinstance(segment, Text))
+
+
+def read_samples(folder: Path) -> Iterator[RawSample]:
+    """The training shards' samples in order. What cannot be read is left to the index, which quarantines it."""
     for shard in find_shards(folder, "train"):
         content = shard.read_bytes()
         try:
             for group in group_members(walk_tar(content, whole=True)):
                 try:
-                    raw = parse_sample(shard.name, group, content)
+                    yield parse_sample(shard.name, group, content)
                 except BadSampleError:
                     continue
-                yield from (segment.text for segment in raw.segments if isinstance(segment, Text))
         except BrokenTarError:
             continue

@@ -1,4 +1,4 @@
-"""Stopping in good order: the first signal asks for a checkpoint, the second ends the process at once."""
+"""Stopping in good order: the first signal asks for a checkpoint, a Ctrl-C after it ends the process at once."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        # The kernel's own handling: a second signal ends the process even inside a hanging collective.
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        # A scheduler and a launcher may both pass one SIGTERM on: the second must not cost the checkpoint.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # The kernel's own handling, which ends the process even inside a hanging collective.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         name = signal.Signals(number).name
-        logger.warning("%s: stopping after this step, with a checkpoint. A second signal ends at once, without.", name)
+        logger.warning("%s: stopping after this step, with a checkpoint. Ctrl-C from now ends at once, without.", name)

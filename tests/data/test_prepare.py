@@ -70,3 +70,10 @@ def test_a_tokenizer_file_is_used_as_it_is(tmp_path: Path) -> None:
     fitted.tokenizer.save(str(path))
     recipe, _ = open_train_data(settings(tmp_path, str(path)), action_config(), width=8, vocab=512)
     assert recipe.tokenizer.get_vocab() == fitted.tokenizer.get_vocab()
+
+
+def test_robots_without_their_description_are_told_at_once(tmp_path: Path) -> None:
+    write_shards(tmp_path, [robot_sample(seed) for seed in range(3)])
+    (tmp_path / "embodiments.json").unlink()
+    with pytest.raises(ValueError, match=r"embodiments\.json is missing"):
+        open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
