@@ -27,8 +27,8 @@ INSTRUCTIONS = ("open the door", "close the red drawer all the way", "push the b
 CAMERA_PIXELS = 112
 SHORTEST, LONGEST = 40, 600
 """Tokens of the text-image samples of the mixture."""
-EQUAL = 160
-"""Tokens of every sample where all are equal."""
+EQUAL_TO_A_ROW = 16
+"""Samples that fill a row where all are equal: nobody pads."""
 
 
 class Samples:
@@ -36,11 +36,11 @@ class Samples:
 
     Args:
         run: whose settings of data, action and model hold; its shards are used where `data.shards` is a folder.
-        equal: all samples of `EQUAL` tokens, or robot frames as they are and text-image samples of any length.
+        equal: all samples of a sixteenth of a row, or robot frames as they are and text-image samples of any length.
     """
 
     def __init__(self, run: TrainRun, *, equal: bool) -> None:
-        self.equal = equal
+        self.length = run.data.pack_length // EQUAL_TO_A_ROW if equal else None
         self.recipe, self.index = recorded(run) if Path(run.data.shards).is_dir() else (made_up(run), None)
         self.generator = np.random.default_rng(run.seed)
 
@@ -48,8 +48,8 @@ class Samples:
         """The next sample: a robot frame or a picture with text, equally likely."""
         if self.generator.random() < 0.5:
             frame = self._frame(f"robot-{number:05d}")
-            return self._filled(frame, EQUAL) if self.equal else frame
-        length = EQUAL if self.equal else int(self.generator.integers(SHORTEST, LONGEST + 1))
+            return self._filled(frame, self.length) if self.length else frame
+        length = self.length or int(self.generator.integers(SHORTEST, LONGEST + 1))
         picture = self._picture("picture", *self.generator.integers(56, CAMERA_PIXELS + 1, 2).tolist())
         texts = (Text(text="", supervised=supervised) for supervised in (False, True))
         return self._filled(RawSample(key=f"text-{number:05d}", segments=(picture, *texts)), length)

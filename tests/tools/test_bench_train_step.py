@@ -22,7 +22,7 @@ def bench(*overrides: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_losses_agree_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    done = bench(*SMALL, "data.shards=nowhere", "data.pack_length=1280")
+    done = bench(*SMALL, "data.shards=nowhere", "data.pack_length=2048")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["threads"] == 1
