@@ -45,7 +45,7 @@ install-render:
 
 train: render $(READY)
 	$(RUN) record_demo
-	$(RUN) train_tiny_action
+	$(RUN) train_tiny_action parallel.data=2
 	$(RUN) eval_demo
 	@echo
 	@echo "episodes    runs/demo/report.html"

@@ -24,6 +24,7 @@ SMALL = (
     "platform.threads=1",
     "platform.device=cpu",
     "platform.matmul=highest",
+    "global_packs=1",
     "report.every=1",
     "report.tensorboard=false",
     "report.samples=1",
