@@ -16,6 +16,10 @@ from flagscale_vla.records import ActionChunk, Observation
 class PolicyClient(Protocol):
     """A policy, wherever it runs."""
 
+    @property
+    def device(self) -> str:
+        """A word for what it computes on."""
+
     def infer(self, observations: Sequence[Observation], *, seed: int) -> list[ActionChunk]:
         """One chunk for each observation; the noise it starts from is a function of `seed` and its place."""
 

@@ -39,6 +39,11 @@ class Policy:
         load_state(model, None, folder / WEIGHTS)
         return cls(model, Recipe.load(folder / RECIPE), chosen, denoise_steps, key=str(folder))
 
+    @property
+    def device(self) -> str:
+        """A word for what it computes on."""
+        return self.platform.name
+
     def infer(self, observations: Sequence[Observation], *, seed: int) -> list[ActionChunk]:
         """One chunk for each observation, all run as one packed row.
 

@@ -97,7 +97,7 @@ def evaluate(run: EvalRun, opener: Opener, *, identity: str) -> None:
         "open_loop_frames": open_loop.frames,
         "seconds": round(time.perf_counter() - begin, 1),
     }
-    write_summary(folder, figures, device=run.platform.device.value)
+    write_summary(folder, figures, device=open_loop.device)
     report(folder, figures, attempts)
     log_table(figures)
     conclude(folder, attempts)

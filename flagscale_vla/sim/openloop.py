@@ -37,6 +37,8 @@ class OpenLoop:
     """of the policy's chunk"""
     mean_action_error: float
     """of always answering with the mean action of the training data"""
+    device: str
+    """what the policy computed on"""
 
     @property
     def ratio(self) -> float:
@@ -73,7 +75,7 @@ def measure_open_loop(client: PolicyClient, folder: Path, seed: int) -> OpenLoop
     if sums[2] == 0:
         raise ValueError(f"{folder}: no held-out frame has an action, so there is nothing to compare with")
     policy, mean, values = sums
-    return OpenLoop(frames=len(order), error=policy / values, mean_action_error=mean / values)
+    return OpenLoop(frames=len(order), error=policy / values, mean_action_error=mean / values, device=client.device)
 
 
 def compare(client: PolicyClient, samples: Sequence[RawSample], seed: int) -> NDArray[np.float64]:

@@ -10,6 +10,8 @@ from flagscale_vla.records import ActionChunk
 class FixedClient:
     """Answers every observation with the same action."""
 
+    device = "cpu"
+
     def __init__(self, action, steps=4):
         self.action, self.steps = np.asarray(action, np.float32), steps
         self.seen = []

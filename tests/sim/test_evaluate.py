@@ -202,7 +202,7 @@ def attempts_of(*outcomes: Outcome) -> list[Attempt]:
 
 def test_an_evaluation_that_was_cut_short_goes_on(tmp_path):
     done = attempts_of(Outcome.success, Outcome.error, Outcome.failure)
-    open_loop = OpenLoop(frames=3, error=0.1, mean_action_error=0.4)
+    open_loop = OpenLoop(frames=3, error=0.1, mean_action_error=0.4, device="cpu")
     log = EpisodesLog(tmp_path, "this policy")
     for entry in (*done, open_loop):
         log.add(entry)
