@@ -43,9 +43,12 @@ install-render:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(RENDER_PACKAGES)
 
+# The same 2,048 tokens a step as the config's one row: at these sizes a second process helps more than a second thread.
+TWO_RANKS := parallel.data=2 global_packs=2 data.pack_length=1024
+
 train: render $(READY)
 	$(RUN) record_demo
-	$(RUN) train_tiny_action parallel.data=2
+	$(RUN) train_tiny_action $(TWO_RANKS)
 	$(RUN) eval_demo
 	@echo
 	@echo "episodes    runs/demo/report.html"
