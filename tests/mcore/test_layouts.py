@@ -30,9 +30,10 @@ STEPS = {
     "text only": [TEXT_ONLY, TEXT_ONLY[:2]],
     "images without actions": [IMAGES, IMAGES[:1]],
     "actions": [ACTIONS, ACTIONS[:2]],
+    "1 row of all": [[*TEXT_ONLY, *IMAGES, *ACTIONS]],
     "4 rows of all": [TEXT_ONLY, IMAGES, ACTIONS, [*IMAGES, *ACTIONS]],
 }
-"""Rows of one optimizer step. One rank runs 2 or 4 micro-batches; 2 data-parallel ranks run 1 or 2."""
+"""Rows of one optimizer step. One rank runs 1, 2 or 4 micro-batches; 2 data-parallel ranks run 1 or 2."""
 
 NUM_TENSORS = 35
 """Fewer would mean that a part of the model is not compared. A layer's tensors are stored as one, over all layers."""
@@ -46,6 +47,8 @@ def steps(rank: int, overrides: list[str], folder: str) -> dict[str, list[float]
     topology = Topology.start(run.parallel, platform)
     losses = {}
     for name, rows in STEPS.items():
+        if len(rows) < topology.dp_size:
+            continue
         stage = partial(VisionLanguageAction, run.model, run.parallel, platform, topology)
         engine = Engine(stage, objective, run, topology, platform)
         batches = [make_row(documents, run.data.pack_length, seed) for seed, documents in enumerate(rows)]
@@ -59,8 +62,9 @@ def steps(rank: int, overrides: list[str], folder: str) -> dict[str, list[float]
 def gradient_errors(rank: int, folders: tuple[str, str]) -> dict[str, dict[str, float]]:
     """Relative difference of every gradient, by set of rows and name."""
     Topology.start(settings().parallel, choose_platform(settings().platform))
-    one, many = ({name: load_gradients(Path(folder) / name) for name in STEPS} for folder in folders)
-    return {step: {name: relative(one[step][name], many[step][name]) for name in one[step]} for step in STEPS}
+    steps = [path.name for path in Path(folders[1]).iterdir()]
+    one, many = ({name: load_gradients(Path(folder) / name) for name in steps} for folder in folders)
+    return {step: {name: relative(one[step][name], many[step][name]) for name in one[step]} for step in steps}
 
 
 def load_gradients(folder: Path) -> dict[str, torch.Tensor]:
@@ -85,7 +89,8 @@ def test_a_layout_equals_one_rank(layout: str, one_rank: tuple[dict, str], tmp_p
     overrides = LAYOUTS[layout]
     world_size = settings(*overrides, "global_packs=2").parallel.world_size
     for losses in run_ranks(steps, world_size, overrides, str(tmp_path)):
-        assert losses == {name: pytest.approx(values, rel=TOLERANCE) for name, values in expected.items()}
+        assert len(losses) >= len(STEPS) - 1
+        assert losses == {name: pytest.approx(expected[name], rel=TOLERANCE) for name in losses}
     errors = run_ranks(gradient_errors, 1, (folder, str(tmp_path)))[0]
     assert all(len(step) >= NUM_TENSORS for step in errors.values())
     wrong = {(step, name): e for step, names in errors.items() for name, e in names.items() if e > TOLERANCE}
