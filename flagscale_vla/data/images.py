@@ -39,6 +39,9 @@ def open_image(name: str, encoded: bytes) -> PIL.Image.Image:
     """
     try:
         image = PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except PIL.UnidentifiedImageError as error:
+        # PIL's own words name a place in memory, which tells nothing and is never the same twice.
+        raise BadSampleError(name, f"not a JPEG or PNG, in {len(encoded)} bytes") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise BadSampleError(name, f"not a JPEG or PNG ({error})") from error
     if image.width * image.height > MOST_PIXELS:
