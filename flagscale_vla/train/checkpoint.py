@@ -15,6 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flagscale_vla.config.checkpoint_files import (
+    FORMAT,
+    Metadata,
+    file_digests,
+    read_metadata,
+    verify_digests,
+    write_metadata,
+)
 from flagscale_vla.config.checkpoints import (
     CONFIG,
     METADATA,
@@ -34,15 +42,7 @@ from flagscale_vla.data.recipe import TOKENIZER_FILE
 from flagscale_vla.data.tokenizer import read_tokenizer
 from flagscale_vla.records import Progress
 from flagscale_vla.train.changes import check_resumable, differing, flat_settings, read_settings, write_config
-from flagscale_vla.train.metadata import (
-    FORMAT,
-    Metadata,
-    file_digests,
-    read_metadata,
-    samples_digest,
-    verify_digests,
-    write_metadata,
-)
+from flagscale_vla.train.metadata import samples_digest
 
 if TYPE_CHECKING:
     from flagscale_vla.data.loader import Source

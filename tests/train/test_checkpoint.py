@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flagscale_vla.config.checkpoint_files import FORMAT, DamagedError, read_metadata, write_metadata
 from flagscale_vla.config.checkpoints import METADATA, checkpoint_folder, committed, find_checkpoint, latest
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.runs import TrainRun
@@ -25,7 +25,6 @@ from flagscale_vla.train.checkpoint import (
     read_progress,
     save,
 )
-from flagscale_vla.train.metadata import read_metadata
 from tests.samples import make_recipe
 from tests.train.fakes import FakeEngine, FakeTopology
 from tests.train.settings import small_run
@@ -144,18 +143,17 @@ def test_a_changed_file_is_named(tmp_path: Path) -> None:
     run = small_run(tmp_path)
     folder = save_step(run, 1)
     (folder / "progress.json").write_text('{"step": 9}')
-    with pytest.raises(ConfigError, match=r"progress\.json was changed after it was saved"):
+    with pytest.raises(DamagedError, match=r"progress\.json was changed after it was saved"):
         read_progress(folder, run)
     (folder / "recipe" / "recipe.json").unlink()
-    with pytest.raises(ConfigError, match=r"recipe\.json is missing"):
+    with pytest.raises(DamagedError, match=r"recipe\.json is missing"):
         read_progress(folder, run)
 
 
 def test_a_format_of_the_future_is_refused(tmp_path: Path) -> None:
     folder = save_step(small_run(tmp_path), 1)
-    fields = json.loads((folder / METADATA).read_text())
-    (folder / METADATA).write_text(json.dumps({**fields, "format": 2}))
-    with pytest.raises(ConfigError, match="format 2 is not the 1"):
+    write_metadata(folder, replace(read_metadata(folder), format=FORMAT + 1))
+    with pytest.raises(ConfigError, match=f"format {FORMAT + 1} is not the {FORMAT}"):
         read_metadata(folder)
 
 
