@@ -142,9 +142,11 @@ def test_settings_that_leave_it_the_same_run_may_change(tmp_path: Path) -> None:
 def test_a_changed_file_is_named(tmp_path: Path) -> None:
     run = small_run(tmp_path)
     folder = save_step(run, 1)
+    progress = (folder / "progress.json").read_text()
     (folder / "progress.json").write_text('{"step": 9}')
     with pytest.raises(DamagedError, match=r"progress\.json was changed after it was saved"):
         read_progress(folder, run)
+    (folder / "progress.json").write_text(progress)
     (folder / "recipe" / "recipe.json").unlink()
     with pytest.raises(DamagedError, match=r"recipe\.json is missing"):
         read_progress(folder, run)
