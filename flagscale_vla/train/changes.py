@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 from omegaconf import OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.runs import TrainRun
+from flagscale_vla.config.stored import Settings, flat_settings, flatten
 
 EXACT = ("model", "data", "action", "seed", "global_packs")
 """Top-level keys that fix what is trained and on what; another value would break the run's exactness."""
@@ -17,9 +17,6 @@ FREE = ("data.workers", "data.max_bad_share", "data.shards")
 """Exceptions to `EXACT`. Shards may be moved: what they hold is compared by the index's fingerprint instead."""
 
 PARTS = ("vision", "merger", "language", "head")
-
-Settings = dict[str, object]
-"""Dotted key to value."""
 
 
 def write_config(run: TrainRun, path: Path) -> None:
@@ -30,20 +27,6 @@ def write_config(run: TrainRun, path: Path) -> None:
 def read_settings(path: Path) -> Settings:
     """The settings in a YAML that `write_config` wrote."""
     return flatten(OmegaConf.to_container(OmegaConf.load(path)))
-
-
-def flat_settings(run: object) -> Settings:
-    """The settings of a config object, in the spelling that `read_settings` gives."""
-    return flatten(OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True))
-
-
-def flatten(tree: object, prefix: str = "") -> Settings:
-    """A nested mapping as one of dotted keys; lists stay whole."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    nested = cast(dict[str, object], tree)
-    parts = (flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in nested.items())
-    return {key: value for part in parts for key, value in part.items()}
 
 
 def differing(saved: Settings, now: Settings) -> list[str]:

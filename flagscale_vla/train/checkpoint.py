@@ -38,10 +38,11 @@ from flagscale_vla.config.checkpoints import (
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.provenance import git_hash, package_versions
 from flagscale_vla.config.runs import TrainRun
+from flagscale_vla.config.stored import flat_settings
 from flagscale_vla.data.recipe import TOKENIZER_FILE
 from flagscale_vla.data.tokenizer import read_tokenizer
 from flagscale_vla.records import Progress
-from flagscale_vla.train.changes import check_resumable, differing, flat_settings, read_settings, write_config
+from flagscale_vla.train.changes import check_resumable, differing, read_settings, write_config
 from flagscale_vla.train.metadata import samples_digest
 
 if TYPE_CHECKING:

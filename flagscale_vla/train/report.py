@@ -26,10 +26,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.provenance import git_hash, package_versions
 from flagscale_vla.config.runs import TrainRun
+from flagscale_vla.config.stored import flat_settings
 from flagscale_vla.data.loader import Source
 from flagscale_vla.model.size import count_parameters
 from flagscale_vla.records import PackedBatch, Progress
-from flagscale_vla.train.changes import flat_settings
 from flagscale_vla.train.metrics import (
     Line,
     StepRecord,
