@@ -1,8 +1,9 @@
-"""The sizes of a model: Qwen2.5-VL's vision transformer and language model, and EO-1's flow head."""
+"""The sizes of a model: Qwen2.5-VL, Qwen2-VL or InternVL3, and EO-1's flow head."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from flagscale_vla.config.checks import check, check_positive
 
@@ -11,42 +12,91 @@ PATCH_PIXELS = 14
 PATCH_MERGE = 2
 """Patches merged along each side into one language token."""
 PATCH_FRAMES = 2
-"""Frames in one patch; a still image is repeated."""
+"""Frames in one patch of Qwen's; a still image is repeated."""
 PATCH_WIDTH = 3 * PATCH_FRAMES * PATCH_PIXELS * PATCH_PIXELS
-"""Values in a flattened patch: 1176."""
+"""Values in a flattened patch of Qwen's: 1176."""
+
+
+class VisionKind(Enum):
+    """A family of vision towers, and with it of models."""
+
+    qwen2_5_vl = "qwen2_5_vl"
+    """Qwen2.5-VL: RMS norms, gated MLP, windows in all but a few layers, 2-D rotary positions"""
+    qwen2_vl = "qwen2_vl"
+    """Qwen2-VL: layer norms, plain MLP, whole images in every layer, 2-D rotary positions"""
+    internvit = "internvit"
+    """InternVL's InternViT: layer norms, plain MLP, layer scale, a class token, learned positions of square tiles"""
 
 
 @dataclass(slots=True, kw_only=True)
 class VisionConfig:
-    """Qwen2.5-VL's vision transformer (Qwen2.5-VL report, section 2.1.1)."""
+    """A vision tower. What does not apply to its kind has its neutral value: 0, or an empty list."""
 
+    kind: VisionKind
     layers: int
     hidden: int
     intermediate: int
     heads: int
     window_pixels: int
-    """side of an attention window, in pixels of the resized image"""
+    """qwen2_5_vl: side of an attention window, in pixels of the resized image"""
     full_attention_layers: list[int]
-    """layers, from 0, that attend over the whole image instead of a window"""
+    """qwen2_5_vl: layers, from 0, that attend over the whole image instead of a window"""
+    image_pixels: int
+    """internvit: side of every image in pixels; there is a learned position for each of its patches and no other"""
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "intermediate", "heads"):
             check_positive(f"model.vision.{name}", self.__getattribute__(name))
-        head_dim = self.hidden // self.heads
-        ok = self.hidden % self.heads == 0 and head_dim % 4 == 0
-        rule = f"hidden/heads must be a multiple of 4 for 2-D rotary positions; hidden is {self.hidden}"
+        ok = self.hidden % self.heads == 0 and self.hidden // self.heads % 4 == 0
+        rule = (
+            f"hidden/heads must be a multiple of 4, for 2-D rotary positions and fast kernels; hidden is {self.hidden}"
+        )
         check(ok, "model.vision.heads", self.heads, rule, max(1, self.hidden // 32))
-        side = PATCH_PIXELS * PATCH_MERGE
-        ok = self.window_pixels > 0 and self.window_pixels % side == 0
-        check(ok, "model.vision.window_pixels", self.window_pixels, f"must be a positive multiple of {side}", 4 * side)
-        ok = all(0 <= layer < self.layers for layer in self.full_attention_layers)
+        self._check_windows()
+        self._check_tiles()
+        ok = self.kind is not VisionKind.qwen2_vl or self.intermediate % self.hidden == 0
+        rule = f"must be a multiple of hidden={self.hidden} with kind=qwen2_vl, whose files store their ratio"
+        check(ok, "model.vision.intermediate", self.intermediate, rule, 4 * self.hidden)
+
+    def _check_windows(self) -> None:
+        side, window, full = PATCH_PIXELS * PATCH_MERGE, self.window_pixels, self.full_attention_layers
+        if self.kind is not VisionKind.qwen2_5_vl:
+            rule = f"kind={self.kind.value} has no windows"
+            check(window == 0, "model.vision.window_pixels", window, rule, 0)
+            check(not full, "model.vision.full_attention_layers", full, rule, [])
+            return
+        ok = window > 0 and window % side == 0
+        check(ok, "model.vision.window_pixels", window, f"must be a positive multiple of {side}", 4 * side)
+        ok = all(0 <= layer < self.layers for layer in full)
         rule = f"every entry must be a layer, from 0 to {self.layers - 1}"
-        check(ok, "model.vision.full_attention_layers", self.full_attention_layers, rule, [self.layers - 1])
+        check(ok, "model.vision.full_attention_layers", full, rule, [self.layers - 1])
+
+    def _check_tiles(self) -> None:
+        side, pixels = PATCH_PIXELS * PATCH_MERGE, self.image_pixels
+        if self.kind is not VisionKind.internvit:
+            rule = f"kind={self.kind.value} takes images of any size"
+            check(pixels == 0, "model.vision.image_pixels", pixels, rule, 0)
+            return
+        ok = pixels > 0 and pixels % side == 0
+        check(ok, "model.vision.image_pixels", pixels, f"must be a positive multiple of {side}", 16 * side)
+
+    @property
+    def patch_width(self) -> int:
+        """Values in a flattened patch: of two frames, or of one with InternViT."""
+        return PATCH_WIDTH // PATCH_FRAMES if self.kind is VisionKind.internvit else PATCH_WIDTH
+
+    @property
+    def tile_side(self) -> int:
+        """internvit: patches along each side of an image."""
+        return self.image_pixels // PATCH_PIXELS
 
 
 @dataclass(slots=True, kw_only=True)
 class LanguageConfig:
-    """Qwen2.5's decoder with multimodal rotary positions (Qwen2-VL report, section 2.1)."""
+    """Qwen2's and Qwen2.5's decoder with multimodal rotary positions (Qwen2-VL report, section 2.1).
+
+    A model whose positions are plain numbers, as InternVL's, gives all three axes the same ones: any sections will do.
+    """
 
     layers: int
     hidden: int
@@ -59,12 +109,15 @@ class LanguageConfig:
     mrope_sections: list[int]
     """rotary frequencies given to time, height and width; together half a head"""
     norm_eps: float
+    max_positions: int
+    """length that the weights were made for; exported, and not a limit here"""
     tied: bool
     """whether the output layer is the embedding"""
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "vocab", "rope_theta", "norm_eps"):
             check_positive(f"model.language.{name}", self.__getattribute__(name))
+        check_positive("model.language.max_positions", self.max_positions)
         ok = self.hidden % (2 * self.heads) == 0
         rule = f"hidden/heads must be an even number for rotary positions; hidden is {self.hidden}"
         check(ok, "model.language.heads", self.heads, rule, 1)

@@ -52,6 +52,13 @@ model.vision.window_pixels=0
 model.vision.window_pixels=50
 model.vision.full_attention_layers=[1,4]
 model.vision.full_attention_layers=[-1]
+model.vision.image_pixels=448
+model.vision.window_pixels=56 model.vision.kind=qwen2_vl model.vision.full_attention_layers=[]
+model.vision.full_attention_layers=[1] model.vision.kind=qwen2_vl model.vision.window_pixels=0
+model.vision.intermediate=200 model.vision.kind=qwen2_vl NO_WINDOWS
+model.vision.image_pixels=0 model.vision.kind=internvit NO_WINDOWS
+model.vision.image_pixels=100 model.vision.kind=internvit NO_WINDOWS
+model.language.max_positions=0
 model.language.layers=0
 model.language.hidden=0
 model.language.intermediate=0
@@ -153,8 +160,9 @@ seed=-1
 platform.threads=-1
 """
 
+NO_WINDOWS = "model.vision.window_pixels=0 model.vision.full_attention_layers=[]"
 CASES = [
-    (name, line)
+    (name, line.replace("NO_WINDOWS", NO_WINDOWS))
     for name, lines in (
         ("train_tiny_action", BAD_TRAINING),
         ("record_demo", BAD_RECORDING),
