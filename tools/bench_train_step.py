@@ -119,7 +119,7 @@ def measure(
     rows, batches = make_batches(run, samples, num_rows)
     stage = partial(VisionLanguageAction, run.model, run.parallel, platform, topology)
     engine = Engine(stage, objective, run, topology, platform)
-    weights = {key: value for key, value in engine.stage.state_dict().items() if isinstance(value, torch.Tensor)}
+    weights = {key: value for key, value in engine.chunks[0].state_dict().items() if isinstance(value, torch.Tensor)}
     peer = Peer(PeerModel(run.model, samples.recipe.vocabulary, weights), run.optim)
     torch.set_float32_matmul_precision("highest")
     # At a rate of zero, so that the weights stay equal.

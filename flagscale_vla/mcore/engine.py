@@ -18,6 +18,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from flagscale_vla.config.optim import LossConfig
+from flagscale_vla.config.parallel import ParallelConfig
 from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.mcore.initial import draw_weights, mark_shards
 from flagscale_vla.mcore.optimizer import build_optimizer, freeze_parts, set_rates
@@ -47,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        build_stage: Callable[[], MegatronModule],
+        build_chunk: Callable[[int], MegatronModule],
         objective: Objective,
         run: TrainRun,
         topology: Topology,
@@ -56,13 +57,10 @@ class Engine:
         self.topology, self.platform = topology, platform
         self.length, self.weights = run.data.pack_length, run.optim.loss
         self.objective = objective
-        stage = build_stage().to(platform.device)
-        mark_shards(stage)
-        draw_weights(stage, run.seed)
-        freeze_parts(stage, run.optim)
-        self.stage = stage
-        self.model = _wrap(stage, platform)
-        self.optimizer: MegatronOptimizer = build_optimizer(self.model, run.optim, platform)
+        self.chunks = [_prepare(build_chunk(number), run, platform) for number in range(run.parallel.virtual)]
+        """the model's pieces on this pipeline stage, unwrapped, in the order of their layers"""
+        self.models = _wrap(self.chunks, run.parallel)
+        self.optimizer: MegatronOptimizer = build_optimizer(self.models, run, platform)
         self.schedule = get_forward_backward_func()
 
     def train_step(self, batches: Sequence[PackedBatch], lr_share: float) -> StepResult:
@@ -75,13 +73,14 @@ class Engine:
     def gradients(self, batches: Sequence[PackedBatch]) -> LossSums:
         """Gradients of the weighted losses, each divided by its count over all data-parallel ranks."""
         counts = self._global_counts(batches)
-        self.model.zero_grad_buffer()
+        for model in self.models:
+            model.zero_grad_buffer()
+            model.train()
         self.optimizer.zero_grad()
-        self.model.train()
         sums: list[LossSums] = self.schedule(
             forward_step_func=partial(self._forward_step, counts=counts),
-            data_iterator=iter(batches),
-            model=[self.model],
+            data_iterator=[iter(batches) for _ in self.models],
+            model=self.models,
             num_microbatches=len(batches),
             seq_length=self.length,
             micro_batch_size=1,
@@ -118,9 +117,19 @@ class Engine:
             num_action_values=counts[1],
         )
 
+    def gather_weights(self) -> None:
+        """Bring every weight on this rank up to date; called by every rank before weights are read.
+
+        With `parallel.overlap_param_gather` the step only changes each rank's share; the next forward pass gathers.
+        """
+        for model in self.models:
+            if model.ddp_config.overlap_param_gather:
+                model.start_param_sync(force_sync=True)
+
     def save(self, folder: Path) -> None:
         """Write weights and optimizer state into the empty `folder`; called by every rank."""
-        save_state(self.stage, self.optimizer, folder)
+        self.gather_weights()
+        save_state(self.chunks[0], self.optimizer, folder)
 
     def load(self, folder: Path, *, weights_only: bool) -> None:
         """Read what `save` wrote under any layout; called by every rank.
@@ -128,11 +137,11 @@ class Engine:
         Raises:
             ValueError: where the checkpoint's tensors are not this model's.
         """
-        load_state(self.stage, self.optimizer, folder, weights_only)
+        load_state(self.chunks[0], self.optimizer, folder, weights_only)
 
     def num_parameters(self) -> int:
         """Parameters on this rank."""
-        return sum(parameter.numel() for parameter in self.stage.parameters())
+        return sum(parameter.numel() for chunk in self.chunks for parameter in chunk.parameters())
 
 
 def weighted_loss(sums: LossSums, weights: LossConfig, counts: tuple[int, int]) -> Tensor:
@@ -141,21 +150,38 @@ def weighted_loss(sums: LossSums, weights: LossConfig, counts: tuple[int, int]) 
     return sums.ce * (weights.text / max(labels, 1)) + sums.flow * (weights.flow / max(values, 1))
 
 
-def _wrap(stage: MegatronModule, platform: Platform) -> DistributedDataParallel:
-    config = stage.config
-    config.finalize_model_grads_func = _finalize
-    model = DistributedDataParallel(
-        config=config,
-        ddp_config=DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=platform.overlap,
-            use_distributed_optimizer=True,
-        ),
-        module=stage,
-    )
-    if platform.overlap:
-        config.no_sync_func = model.no_sync
-    return model
+def _prepare(chunk: MegatronModule, run: TrainRun, platform: Platform) -> MegatronModule:
+    """A piece of the model with its first weights, ready to be wrapped."""
+    chunk = chunk.to(platform.device)
+    mark_shards(chunk)
+    draw_weights(chunk, run.seed)
+    freeze_parts(chunk, run.optim)
+    return chunk
+
+
+def _wrap(chunks: Sequence[MegatronModule], parallel: ParallelConfig) -> list[DistributedDataParallel]:
+    """Every piece in Megatron-core's DDP; the schedule reads what concerns them all from the first."""
+    for chunk in chunks:
+        chunk.config.finalize_model_grads_func = _finalize
+    models = [
+        DistributedDataParallel(
+            config=chunk.config,
+            ddp_config=DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=parallel.overlap_grad_reduce,
+                overlap_param_gather=parallel.overlap_param_gather,
+                use_distributed_optimizer=True,
+            ),
+            module=chunk,
+            # As Megatron-LM does: only the piece whose backward pass ends last is worth cutting in buckets.
+            disable_bucketing=number > 0,
+        )
+        for number, chunk in enumerate(chunks)
+    ]
+    if parallel.overlap_grad_reduce:
+        syncs = [model.no_sync for model in models]
+        chunks[0].config.no_sync_func = syncs if len(syncs) > 1 else syncs[0]
+    return models
 
 
 def _finalize(model: list[torch.nn.Module], num_tokens: Tensor | None, **rest: Any) -> None:

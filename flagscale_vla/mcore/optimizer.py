@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -10,6 +12,7 @@ from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from torch import nn
 
 from flagscale_vla.config.optim import OptimConfig, PartConfig
+from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.mcore.platform import Platform
 
 
@@ -33,15 +36,16 @@ def parts(optim: OptimConfig) -> dict[str, PartConfig]:
     return {"vision": optim.vision, "merger": optim.merger, "language": optim.language, "head": optim.head}
 
 
-def freeze_parts(stage: nn.Module, optim: OptimConfig) -> None:
-    """Stop the gradients of frozen parts; before the stage is wrapped, so that no buffer is made for them."""
+def freeze_parts(chunk: nn.Module, optim: OptimConfig) -> None:
+    """Stop the gradients of frozen parts; before the piece is wrapped, so that no buffer is made for them."""
     frozen = {name for name, part in parts(optim).items() if part.frozen}
-    for name, parameter in stage.named_parameters():
+    for name, parameter in chunk.named_parameters():
         parameter.requires_grad_(part_of(name) not in frozen)
 
 
-def build_optimizer(model: DistributedDataParallel, optim: OptimConfig, platform: Platform) -> MegatronOptimizer:
+def build_optimizer(models: Sequence[DistributedDataParallel], run: TrainRun, platform: Platform) -> MegatronOptimizer:
     """AdamW (Loshchilov and Hutter 2019) with float32 main weights, its state split over the data-parallel ranks."""
+    optim = run.optim
     config = OptimizerConfig(
         lr=optim.head.lr,
         min_lr=0.0,
@@ -52,9 +56,10 @@ def build_optimizer(model: DistributedDataParallel, optim: OptimConfig, platform
         adam_beta2=optim.beta2,
         adam_eps=optim.eps,
         use_distributed_optimizer=True,
+        overlap_param_gather=run.parallel.overlap_param_gather,
         clip_grad=optim.clip,
     )
-    optimizer = get_megatron_optimizer(config, [model], config_overrides=_overrides(optim))
+    optimizer = get_megatron_optimizer(config, list(models), config_overrides=_overrides(optim))
     if platform.device.type == "cpu":
         for group in optimizer.param_groups:
             # torch's own AdamW, here in one pass over each tensor instead of ten.

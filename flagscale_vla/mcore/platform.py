@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from flagscale_vla.config.checks import ConfigError
-from flagscale_vla.config.parallel import Device, PlatformConfig
+from flagscale_vla.config.parallel import Device, Dtype, PlatformConfig
 from flagscale_vla.mcore.cpu import install_cpu_stand_ins
 from flagscale_vla.mcore.layers import LayerSet, has_transformer_engine, plain_layers, transformer_engine_layers
 
@@ -23,8 +23,6 @@ class Platform:
     dtype: torch.dtype
     """of weights and activations; the flow head is float32 everywhere"""
     layers: LayerSet
-    overlap: bool
-    """whether gradients are reduced while the backward pass still runs"""
 
     @property
     def name(self) -> str:
@@ -55,18 +53,21 @@ def choose_platform(config: PlatformConfig) -> Platform:
             "This would pass: platform.device=cpu, with a model that fits, such as --config-name train_tiny_action"
         )
     wants_gpu = config.device is Device.gpu or (config.device is Device.auto and gpus > 0)
-    return _gpu() if wants_gpu else _cpu()
+    return _gpu(config.dtype) if wants_gpu else _cpu(config.dtype)
 
 
-def _cpu() -> Platform:
+DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
+
+
+def _cpu(dtype: Dtype) -> Platform:
     install_cpu_stand_ins()
     return Platform(
-        device=torch.device("cpu"), backend="gloo", dtype=torch.float32, layers=plain_layers(), overlap=False
+        device=torch.device("cpu"), backend="gloo", dtype=DTYPES.get(dtype, torch.float32), layers=plain_layers()
     )
 
 
-def _gpu() -> Platform:
+def _gpu(dtype: Dtype) -> Platform:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     layers = transformer_engine_layers() if has_transformer_engine() else plain_layers()
-    return Platform(device=device, backend="nccl", dtype=torch.bfloat16, layers=layers, overlap=True)
+    return Platform(device=device, backend="nccl", dtype=DTYPES.get(dtype, torch.bfloat16), layers=layers)

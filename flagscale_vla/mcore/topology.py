@@ -50,6 +50,7 @@ class Topology:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
+            virtual_pipeline_model_parallel_size=parallel.virtual if parallel.virtual > 1 else None,
             context_parallel_size=parallel.context,
         )
         tensor_parallel.model_parallel_cuda_manual_seed(0)

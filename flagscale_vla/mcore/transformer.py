@@ -11,12 +11,16 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import (
+    TransformerBlock,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
 from flagscale_vla.config.model import LanguageConfig, VisionConfig
-from flagscale_vla.config.parallel import ParallelConfig
+from flagscale_vla.config.parallel import ParallelConfig, Recompute, RecomputeConfig
 from flagscale_vla.mcore.cpu_layers import SwiGLU
 from flagscale_vla.mcore.layers import LayerSet
 from flagscale_vla.mcore.platform import Platform
@@ -35,9 +39,15 @@ def language_transformer(config: LanguageConfig, parallel: ParallelConfig, platf
         layernorm_epsilon=config.norm_eps,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual if parallel.virtual > 1 else None,
+        num_layers_in_first_pipeline_stage=parallel.first_layers or None,
+        # Batched messages of an interleaved schedule on two stages would reach each other's receiver.
+        overlap_p2p_comm=parallel.virtual > 1,
+        batch_p2p_comm=parallel.virtual == 1,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
         add_bias_linear=False,
+        **_recompute(parallel.language_recompute),
     )
 
 
@@ -53,7 +63,21 @@ def vision_transformer(config: VisionConfig, parallel: ParallelConfig, platform:
         layernorm_epsilon=1e-6,
         tensor_model_parallel_size=parallel.tensor,
         add_bias_linear=True,
+        **_recompute(parallel.vision_recompute),
     )
+
+
+def _recompute(config: RecomputeConfig) -> dict[str, object]:
+    """Megatron-core's settings of activation recompute; it takes those of `full` for no other granularity."""
+    if config.granularity is Recompute.none:
+        return {}
+    if config.granularity is Recompute.selective:
+        return {"recompute_granularity": "selective", "recompute_modules": [part.value for part in config.modules]}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": config.method.value,
+        "recompute_num_layers": config.layers,
+    }
 
 
 def _transformer(platform: Platform, **sizes: object) -> TransformerConfig:
@@ -108,20 +132,22 @@ def layer_spec(layers: LayerSet, mask: AttnMaskType, row_one_layers: frozenset[i
     )
 
 
-def language_block(config: TransformerConfig, layers: LayerSet, first: bool, last: bool) -> TransformerBlock:
-    """This stage's layers of the language model, with the final norm on the last stage."""
+def language_block(
+    config: TransformerConfig, layers: LayerSet, first: bool, last: bool, chunk: int | None
+) -> TransformerBlock:
+    """The language model's layers of one piece of this stage, with the final norm on the last one.
+
+    `chunk` numbers the stage's pieces under the interleaved schedule, else it is `None`.
+    """
+    spec = layer_spec(layers, AttnMaskType.causal)
+    count = get_num_layers_to_build(config, vp_stage=chunk)
     return TransformerBlock(
         config=config,
-        spec=TransformerBlockSubmodules(
-            layer_specs=_repeat(config, layer_spec(layers, AttnMaskType.causal)), layer_norm=layers.norm
-        ),
+        spec=TransformerBlockSubmodules(layer_specs=[spec] * count, layer_norm=layers.norm),
         pre_process=first,
         post_process=last,
+        vp_stage=chunk,
     )
-
-
-def _repeat(config: TransformerConfig, spec: ModuleSpec) -> list[ModuleSpec]:
-    return [spec] * (config.num_layers // config.pipeline_model_parallel_size)
 
 
 def vision_block(config: TransformerConfig, layers: LayerSet, full_layers: frozenset[int]) -> TransformerBlock:
@@ -129,7 +155,7 @@ def vision_block(config: TransformerConfig, layers: LayerSet, full_layers: froze
     spec = layer_spec(layers, AttnMaskType.no_mask, full_layers)
     return TransformerBlock(
         config=config,
-        spec=TransformerBlockSubmodules(layer_specs=_repeat(config, spec), layer_norm=None),
+        spec=TransformerBlockSubmodules(layer_specs=[spec] * config.num_layers, layer_norm=None),
         post_layer_norm=False,
     )
 

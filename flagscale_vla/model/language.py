@@ -1,4 +1,4 @@
-"""Qwen2.5's decoder with multimodal rotary positions (Qwen2-VL report, section 2.1): one pipeline stage of it."""
+"""Qwen2.5's decoder with multimodal rotary positions (Qwen2-VL report, section 2.1): one piece of a pipeline stage."""
 
 from __future__ import annotations
 
@@ -20,18 +20,26 @@ from flagscale_vla.mcore.transformer import language_block, language_transformer
 
 
 class LanguageModel(LanguageModule):
-    """Embedding on the first stage, this stage's layers, output layer on the last; embeddings tied across stages."""
+    """Embedding on the first piece, this piece's layers, output layer on the last; embeddings tied across stages."""
 
     def __init__(
-        self, model: LanguageConfig, parallel: ParallelConfig, platform: Platform, first: bool, last: bool
+        self,
+        model: LanguageConfig,
+        parallel: ParallelConfig,
+        platform: Platform,
+        *,
+        first: bool,
+        last: bool,
+        chunk: int,
     ) -> None:
         super().__init__(config=language_transformer(model, parallel, platform))
         self.model = model
+        self.vp_stage = chunk if parallel.virtual > 1 else None
         self.pre_process, self.post_process = first, last
         self.share_embeddings_and_output_weights = model.tied
         if first:
             self.embedding = word_embedding(self.config, model.vocab)
-        self.decoder = language_block(self.config, platform.layers, first, last)
+        self.decoder = language_block(self.config, platform.layers, first, last, self.vp_stage)
         if last:
             self.output_layer = output_linear(self.config, model.vocab, tied_inside=first and model.tied)
         if first or last:
@@ -42,10 +50,10 @@ class LanguageModel(LanguageModule):
         return self.embedding(input_ids=tokens.unsqueeze(0), position_ids=None).squeeze(1)
 
     def transform(self, hidden: Tensor, bounds: Tensor, positions: Tensor) -> Tensor:
-        """Run this stage's layers.
+        """Run this piece's layers.
 
         Args:
-            hidden: [S, H] on the first stage; later stages take what the schedule handed to the decoder.
+            hidden: [S, H] on the first piece; later ones take what the schedule handed to the decoder.
             bounds: i32[N+1] borders of the whole row's documents, on the CPU.
             positions: i64[3, S] rotary positions of these rows.
         """

@@ -1,4 +1,4 @@
-"""A vision-language-action model: Qwen2.5-VL with EO-1's flow head, as one pipeline stage sees it."""
+"""A vision-language-action model: Qwen2.5-VL with EO-1's flow head, as one piece of a pipeline stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flagscale_vla.records import PackedBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What the last stage answers for its context rank's rows."""
+    """What the last piece answers for its context rank's rows."""
 
     token_losses: Tensor
     """f32[L] cross entropy at supervised tokens"""
@@ -32,11 +32,17 @@ class Predictions:
 
 
 class VisionLanguageAction(MegatronModule):
-    """One pipeline stage: vision, embedding and flow input on the first, output layer and flow output on the last."""
+    """One piece of the pipeline: vision, embedding and flow input on the first, both output layers on the last.
 
-    def __init__(self, model: ModelConfig, parallel: ParallelConfig, platform: Platform, topology: Topology) -> None:
-        first, last = topology.is_first_stage, topology.is_last_stage
-        language = LanguageModel(model.language, parallel, platform, first, last)
+    A stage has `parallel.virtual` pieces, numbered by `chunk`. Without pipeline parallelism the one piece is all.
+    """
+
+    def __init__(
+        self, model: ModelConfig, parallel: ParallelConfig, platform: Platform, topology: Topology, chunk: int = 0
+    ) -> None:
+        first = topology.is_first_stage and chunk == 0
+        last = topology.is_last_stage and chunk == parallel.virtual - 1
+        language = LanguageModel(model.language, parallel, platform, first=first, last=last, chunk=chunk)
         super().__init__(config=language.config)
         self.model_type = ModelType.encoder_or_decoder
         self.cp_size, self.cp_rank = topology.cp_size, topology.cp_rank
@@ -54,12 +60,12 @@ class VisionLanguageAction(MegatronModule):
         return self.language.shared_embedding_or_output_weight()
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor | None]) -> None:
-        """Take the previous stage's output from Megatron-core's schedule."""
+        """Take the previous piece's output from Megatron-core's schedule."""
         hidden = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
         self.language.decoder.set_input_tensor(hidden)
 
     def forward(self, batch: PackedBatch) -> Tensor | Predictions:
-        """Hidden states [S', 1, H] for the next stage, or, on the last one, predictions."""
+        """Hidden states [S', 1, H] for the next piece, or, on the last one, predictions."""
         rows = torch.from_numpy(zigzag_rows(len(batch.tokens), self.cp_size, self.cp_rank)).to(batch.tokens.device)
         if self.pre_process:
             hidden = self.language.scatter(self.embed(batch)[rows])

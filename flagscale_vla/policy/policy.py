@@ -68,6 +68,6 @@ class Policy:
 
 def build_whole(model: ModelConfig, platform: Platform) -> VisionLanguageAction:
     """The whole model on this process alone, its weights not yet set."""
-    alone = ParallelConfig(tensor=1, pipeline=1, context=1, data=1, sequence=False, hosts=1)
+    alone = ParallelConfig.alone()
     topology = Topology.start(alone, platform)
     return VisionLanguageAction(model, alone, platform, topology).to(platform.device)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flagscale_vla.config.checkpoints import CONFIG, RECIPE, latest
@@ -88,9 +89,8 @@ def started(run: TrainRun, platform: Platform) -> Iterator[Topology]:
 def pretrain(run: TrainRun, platform: Platform, topology: Topology, start: Path | None, progress: Progress) -> Progress:
     """Make the steps that are left, from the weights in `start`: the run's own checkpoint where it has made any."""
     source = open_source(run, topology, start, progress)
-    engine = Engine(
-        lambda: VisionLanguageAction(run.model, run.parallel, platform, topology), objective, run, topology, platform
-    )
+    build_chunk = partial(VisionLanguageAction, run.model, run.parallel, platform, topology)
+    engine = Engine(build_chunk, objective, run, topology, platform)
     if start is not None:
         restore(start, engine, weights_only=progress.step == 0)
     with (

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flagscale_vla.config.checks import ConfigError
-from flagscale_vla.config.parallel import Device, MatmulPrecision, ParallelConfig, PlatformConfig
+from flagscale_vla.config.parallel import Device, Dtype, MatmulPrecision, ParallelConfig, PlatformConfig
 from flagscale_vla.mcore import platform as mcore_platform
 from launch import ranks
 from tests.settings import load_training
@@ -23,12 +24,12 @@ ROOT = Path(__file__).parents[2]
 
 def layout(*, data: int = 1, hosts: int = 1) -> ParallelConfig:
     """A plain data-parallel layout."""
-    return ParallelConfig(tensor=1, pipeline=1, context=1, data=data, sequence=False, hosts=hosts)
+    return replace(ParallelConfig.alone(), data=data, hosts=hosts)
 
 
 def on(device: Device) -> PlatformConfig:
     """A platform by its device."""
-    return PlatformConfig(device=device, matmul=MatmulPrecision.highest, threads=0)
+    return PlatformConfig(device=device, dtype=Dtype.auto, matmul=MatmulPrecision.highest, threads=0)
 
 
 def test_a_run_over_hosts_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
