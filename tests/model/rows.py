@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from flagscale_vla.config.model import ModelConfig
 from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.config.schema import register_schemas
 from flagscale_vla.data.positions import rotary_positions
@@ -46,6 +47,13 @@ def settings(*overrides: str) -> TrainRun:
     register_schemas()
     with initialize_config_dir(str(CONF), version_base=None):
         return OmegaConf.to_object(compose("train_tiny_action", overrides=[*SMALL, *overrides]))
+
+
+def public_model(name: str) -> ModelConfig:
+    """A model of `conf/model`."""
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base=None):
+        return OmegaConf.to_object(compose("train_3b_action", overrides=[f"model={name}"])).model
 
 
 @dataclass(frozen=True)
