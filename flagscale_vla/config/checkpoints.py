@@ -42,6 +42,16 @@ def uncommitted(output: Path) -> list[Path]:
     return [folder for folder in sorted((output / CHECKPOINTS).glob("step_*")) if not is_committed(folder)]
 
 
+def put_aside(folder: Path) -> Path:
+    """Rename a checkpoint so that it no longer counts as one of its run; nothing of it is lost."""
+    target = folder.with_name(f"damaged_{folder.name}")
+    number = 1
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"damaged_{folder.name}_{number}")
+    return folder.rename(target)
+
+
 def latest(output: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None where it has none."""
     return max(committed(output), default=None)

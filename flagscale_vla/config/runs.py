@@ -29,6 +29,8 @@ class CheckpointConfig:
     """steps between saves; the last step is always saved"""
     keep: int
     """newest saves kept"""
+    background: bool
+    """copy weights and state, and write the copy while training goes on; false waits and needs no room for a copy"""
 
     def __post_init__(self) -> None:
         for name in ("every", "keep"):

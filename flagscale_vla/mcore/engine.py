@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,9 @@ from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.mcore.initial import draw_weights, mark_shards
 from flagscale_vla.mcore.optimizer import build_optimizer, freeze_parts, set_rates
 from flagscale_vla.mcore.platform import Platform
-from flagscale_vla.mcore.state import load_state, save_state
+from flagscale_vla.mcore.saver import Saver
+from flagscale_vla.mcore.state import Pieces, load_main, load_moments, load_weights, never, pieces_of
+from flagscale_vla.mcore.storage import StoredTensors
 from flagscale_vla.mcore.topology import Topology
 from flagscale_vla.records import LossSums, PackedBatch
 
@@ -62,12 +65,15 @@ class Engine:
         self.models = _wrap(self.chunks, run.parallel)
         self.optimizer: MegatronOptimizer = build_optimizer(self.models, run, platform)
         self.schedule = get_forward_backward_func()
+        self.saver = Saver(topology.rank)
+        self.num_updates = 0
 
     def train_step(self, batches: Sequence[PackedBatch], lr_share: float) -> StepResult:
         """Run this rank's micro-batches forward and backward, then step at `lr_share` of the peak rates."""
         losses = self.gradients(batches)
         set_rates(self.optimizer, lr_share)
         _, grad_norm, _ = self.optimizer.step()
+        self.num_updates += 1
         return StepResult(losses=losses, grad_norm=float(grad_norm))
 
     def gradients(self, batches: Sequence[PackedBatch]) -> LossSums:
@@ -128,16 +134,35 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write weights and optimizer state into the empty `folder`; called by every rank."""
-        self.gather_weights()
-        save_state(self.chunks[0], self.optimizer, folder)
+        self.saver.write(folder, self._pieces())
 
-    def load(self, folder: Path, *, weights_only: bool) -> None:
-        """Read what `save` wrote under any layout; called by every rank.
+    def start_save(self, folder: Path) -> Future[None]:
+        """Copy weights and optimizer state and write them while training goes on; called by every rank."""
+        return self.saver.start(folder, self._pieces())
+
+    def _pieces(self) -> Pieces:
+        return pieces_of(self.chunks, self.optimizer, self.num_updates)
+
+    def load(self, folder: Path, *, weights_only: bool, may_miss: Callable[[str], bool] = never) -> list[str]:
+        """Read what was saved under any layout; called by every rank.
+
+        Args:
+            folder: a checkpoint's `weights/`.
+            weights_only: leave the optimizer as at a run's beginning.
+            may_miss: whether a tensor of this name may be left as it was drawn.
+
+        Returns:
+            The tensors of this rank that were left.
 
         Raises:
-            ValueError: where the checkpoint's tensors are not this model's.
+            DamagedError: naming a tensor that is not as it was written.
+            ValueError: naming a tensor that is missing or has another shape, and must not.
         """
-        load_state(self.chunks[0], self.optimizer, folder, weights_only)
+        stored = StoredTensors.open(folder)
+        left = load_weights(self.chunks, stored, may_miss)
+        load_main(self.chunks, self.optimizer, stored)
+        self.num_updates = 0 if weights_only else load_moments(self.chunks, self.optimizer, stored)
+        return left
 
     def num_parameters(self) -> int:
         """Parameters on this rank."""

@@ -227,6 +227,11 @@ class StoredTensors:
         """Names of the tensors, sorted."""
         return sorted(self._pieces)
 
+    @property
+    def weights(self) -> list[str]:
+        """Names of the tensors that are a model's, sorted: an optimizer's state has a `/` in its names."""
+        return [name for name in self.names if "/" not in name]
+
     def shape(self, name: str) -> Shape:
         """Shape of a whole tensor."""
         return self._first(name).piece.whole
@@ -313,17 +318,34 @@ def _unbroken(rectangle: Rectangle, pieces: list[StoredPiece]) -> int:
 
 def _check_file(file: _StoredFile) -> None:
     """Raises `DamagedError` where a data file is missing, of another length, or its header was changed."""
+    labels = [stored.piece.label for stored in file.pieces] or ["(none)"]
     size = file.path.stat().st_size if file.path.is_file() else 0
     if size != file.num_bytes:
         lost = [stored.piece.label for stored in file.pieces if stored.at + stored.num_bytes > size]
-        first = (lost or [file.pieces[0].piece.label])[0]
+        first = (lost or labels)[0]
         rule = f"{size} bytes are there, {file.num_bytes} were written"
         raise DamagedError(f"{file.path} was damaged: {rule}; tensor {first} is not whole")
     with file.path.open("rb") as data:
         header = data.read(file.header_bytes)
     if sha256(header).hexdigest() != file.header_sha256:
-        names = f"tensor {file.pieces[0].piece.label} and {len(file.pieces) - 1} more"
-        raise DamagedError(f"{file.path} was damaged: the header over {names} is not the one that was written")
+        names = ", tensor ".join(stored.piece.label for stored in file.pieces[:3])
+        raise DamagedError(
+            f"{file.path} was damaged: the header over tensor {names}, and so on, is not the one that was written"
+        )
+
+
+def verify_file(manifest: Path) -> None:
+    """Read back one data file from the disk itself, where the system lets go of the copy in memory.
+
+    Raises:
+        DamagedError: naming the tensor that is not as it was written.
+    """
+    file = _read_manifest(manifest)
+    with file.path.open("rb") as data:
+        os.posix_fadvise(data.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    _check_file(file)
+    for stored in file.pieces:
+        _read_piece(stored)
 
 
 def _read_piece(stored: StoredPiece) -> Tensor:

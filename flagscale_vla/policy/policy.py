@@ -14,7 +14,8 @@ from flagscale_vla.config.parallel import ParallelConfig, PlatformConfig
 from flagscale_vla.config.stored import read_model
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.mcore.platform import Platform, choose_platform
-from flagscale_vla.mcore.state import load_state
+from flagscale_vla.mcore.state import load_weights
+from flagscale_vla.mcore.storage import StoredTensors
 from flagscale_vla.mcore.topology import Topology
 from flagscale_vla.model.sampling import denoise
 from flagscale_vla.model.vla import VisionLanguageAction
@@ -36,7 +37,7 @@ class Policy:
         folder = find_checkpoint(checkpoint)
         chosen = choose_platform(platform)
         model = build_whole(read_model(folder / CONFIG), chosen)
-        load_state(model, None, folder / WEIGHTS)
+        load_weights([model], StoredTensors.open(folder / WEIGHTS))
         return cls(model, Recipe.load(folder / RECIPE), chosen, denoise_steps, key=str(folder))
 
     @property

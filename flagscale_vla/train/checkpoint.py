@@ -1,48 +1,34 @@
-"""Saving a run so that it can go on as if never stopped, and going on. The folder: `config/checkpoints.py`.
-
-Every rank calls `save` and `restore`. The engine writes its shards from all of them; everything else is written by the
-one writer, between barriers, the commit marker last. What keep-N removes loses its marker first, so a kill at any
-moment leaves whole checkpoints and folders that do not count.
-"""
+"""Going on from a checkpoint: finding it, seeing that it is sound and belongs to this run, and loading it."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flagscale_vla.config.checkpoint_files import (
-    FORMAT,
-    Metadata,
-    file_digests,
-    read_metadata,
-    verify_digests,
-    write_metadata,
-)
+from flagscale_vla.config.checkpoint_files import DamagedError, read_metadata, verify_digests
 from flagscale_vla.config.checkpoints import (
     CONFIG,
-    METADATA,
     PROGRESS,
     RECIPE,
     WEIGHTS,
-    checkpoint_folder,
     committed,
     find_checkpoint,
-    is_committed,
-    uncommitted,
+    put_aside,
 )
 from flagscale_vla.config.checks import ConfigError
-from flagscale_vla.config.provenance import git_hash, package_versions
 from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.config.stored import flat_settings
 from flagscale_vla.data.recipe import TOKENIZER_FILE
 from flagscale_vla.data.tokenizer import read_tokenizer
+from flagscale_vla.hf.head import head_table
+from flagscale_vla.hf.table import name_table
+from flagscale_vla.mcore.optimizer import part_of
+from flagscale_vla.mcore.storage import StoredTensors
 from flagscale_vla.records import Progress
-from flagscale_vla.train.changes import check_resumable, differing, read_settings, write_config
+from flagscale_vla.train.changes import check_resumable, differing, read_settings
 from flagscale_vla.train.metadata import samples_digest
 
 if TYPE_CHECKING:
@@ -70,77 +56,92 @@ def prepare_output(output: Path) -> None:
         ) from error
 
 
-def save(run: TrainRun, topology: Topology, engine: Engine, source: Source, progress: Progress) -> Path:
-    """Write the checkpoint of this step and drop those past `checkpoint.keep`. Called by every rank.
+def newest_progress(run: TrainRun) -> tuple[Path | None, Progress]:
+    """The newest checkpoint of a run whose small files are sound, and where the run stood there.
 
-    Returns:
-        Its folder, committed. A step that is already saved is left as it is.
+    Raises:
+        ConfigError: it was made under settings that must not change; or every checkpoint is damaged.
     """
-    output = Path(run.output)
-    folder = checkpoint_folder(output, progress.step)
-    if is_committed(folder):
-        return folder
-    if topology.is_writer:
-        clean(output)
-        folder.mkdir(parents=True)
-    topology.barrier()
-    engine.save(folder / WEIGHTS)
-    topology.barrier()
-    if topology.is_writer:
-        describe(folder, run, source, progress)
-        prune(output, run.checkpoint.keep)
-        logger.info("saved %s", folder)
-    topology.barrier()
-    return folder
+    folders = committed(Path(run.output))
+    for folder in reversed(folders):
+        try:
+            return folder, read_progress(folder, run)
+        except DamagedError as error:
+            logger.error("%s; going on from the one before", error)
+    if folders:
+        raise ConfigError(f"output={run.output}: {none_sound(folders)}")
+    return None, Progress()
 
 
-def describe(folder: Path, run: TrainRun, source: Source, progress: Progress) -> None:
-    """Write all that stands beside the weights, the commit marker last."""
-    source.recipe.save(folder / RECIPE)
-    write_config(run, folder / CONFIG)
-    (folder / PROGRESS).write_text(json.dumps(asdict(progress), indent=2))
-    metadata = Metadata(
-        format=FORMAT,
-        step=progress.step,
-        model=flat_settings(run.model),
-        parallel=flat_settings(run.parallel),
-        special_tokens=asdict(source.recipe.vocabulary),
-        samples=samples_digest(source.index),
-        digests=file_digests(folder, [RECIPE, CONFIG, PROGRESS]),
-        versions=package_versions(),
-        git_hash=git_hash(),
-    )
-    write_metadata(folder, metadata)
-
-
-def clean(output: Path) -> None:
-    """Remove what saves that were cut short have left behind."""
-    for folder in uncommitted(output):
-        logger.warning("removing %s: its save was cut short", folder)
-        shutil.rmtree(folder)
-
-
-def prune(output: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for folder in committed(output)[:-keep]:
-        (folder / METADATA).unlink()
-        shutil.rmtree(folder)
+def none_sound(folders: list[Path]) -> str:
+    """What to say where no checkpoint can be gone on from."""
+    names = ", ".join(folder.name for folder in folders)
+    return f"none of its checkpoints is sound ({names}). This would pass: another output, to start afresh"
 
 
 def read_progress(folder: Path, run: TrainRun) -> Progress:
     """Where the run stood at a checkpoint of its own, once that is found sound and made under the same settings.
 
     Raises:
-        ConfigError: naming the settings that differ, or the file that was changed.
+        ConfigError: naming the settings that differ.
+        DamagedError: naming the file that was changed.
     """
     verify_digests(folder, read_metadata(folder))
     check_resumable(read_settings(folder / CONFIG), run, folder)
     return Progress(**json.loads((folder / PROGRESS).read_text()))
 
 
-def restore(folder: Path, engine: Engine, *, weights_only: bool) -> None:
-    """Load a checkpoint's weights, and the optimizer's state unless `weights_only`. Called by every rank."""
-    engine.load(folder / WEIGHTS, weights_only=weights_only)
+def resume(run: TrainRun, topology: Topology, engine: Engine) -> tuple[Path | None, Progress]:
+    """Load the newest checkpoint of this run that is sound to the last bit; a damaged one is told and put aside.
+
+    Returns:
+        The checkpoint and where the run stood; (None, the beginning) where the run has made none.
+
+    Raises:
+        ConfigError: as `newest_progress`.
+    """
+    folder, progress = newest_progress(run)
+    while folder is not None and topology.any(_is_damaged(folder, engine)):
+        if topology.is_writer:
+            logger.error("%s is put aside as %s; going on from the one before", folder, put_aside(folder).name)
+        topology.barrier()
+        folder, progress = newest_progress(run)
+        if folder is None:
+            raise ConfigError(f"output={run.output}: its only checkpoint is damaged and was put aside. Start again")
+    return folder, progress
+
+
+def _is_damaged(folder: Path, engine: Engine) -> bool:
+    try:
+        engine.load(folder / WEIGHTS, weights_only=False)
+    except DamagedError as error:
+        logger.error("%s", error)
+        return True
+    return False
+
+
+def warm_start(folder: Path, run: TrainRun, topology: Topology, engine: Engine) -> list[str]:
+    """Load weights alone to start a new run. The head may be missing or of another shape: it is then drawn anew.
+
+    Returns:
+        Lines that say which tensors were drawn anew and which of the checkpoint's were not used.
+
+    Raises:
+        ValueError: naming a tensor of the backbone that is missing or of another shape.
+        DamagedError: naming a tensor that is not as it was written.
+    """
+    left = engine.load(folder / WEIGHTS, weights_only=True, may_miss=is_heads)
+    names = [row.ours for row in name_table(run.model) + head_table(run.model)]
+    counts = topology.all_reduce_sum([float(name in left) for name in names])
+    anew = [name for name, count in zip(names, counts, strict=True) if count]
+    unused = [name for name in StoredTensors.open(folder / WEIGHTS).weights if name not in names]
+    lines = [f"init={folder}: {name} is not there in this shape, drawn anew" for name in anew]
+    return lines + [f"init={folder}: {name} is there and not used" for name in unused]
+
+
+def is_heads(name: str) -> bool:
+    """Whether a tensor belongs to the action head."""
+    return part_of(name) == "head"
 
 
 def check_samples(folder: Path, run: TrainRun, source: Source) -> None:
@@ -171,17 +172,20 @@ def check_tokenizer(folder: Path, run: TrainRun, source: Source) -> None:
 
 
 def find_init(run: TrainRun) -> Path:
-    """The checkpoint that `init` names, once its model is found to be the one that is asked for.
+    """The checkpoint that `init` names, once its backbone is found to be the one that is asked for.
 
     Raises:
-        ConfigError: where there is none, or its model differs, naming the keys.
+        ConfigError: where there is none, or its vision tower or language model differs, naming the keys.
+        DamagedError: naming the file that was changed.
     """
     folder = find_checkpoint(Path(run.init), key="init")
     metadata = read_metadata(folder)
     verify_digests(folder, metadata)
-    saved = {key: value for key, value in metadata.model.items() if key != "name"}
-    asked = {key: value for key, value in flat_settings(run.model).items() if key != "name"}
-    lines = differing(saved, asked)
+    lines = differing(_backbone(metadata.model), _backbone(flat_settings(run.model)))
     if lines:
         raise ConfigError(f"init={run.init}: its model is another one:\n  model." + "\n  model.".join(lines))
     return folder
+
+
+def _backbone(settings: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in settings.items() if key != "name" and not key.startswith("flow.")}

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from flagscale_vla.config.checkpoints import CONFIG, RECIPE, latest
+from flagscale_vla.config.checkpoints import CONFIG, RECIPE
 from flagscale_vla.config.runs import TrainRun, Verb
 from flagscale_vla.data.faults import Quarantine
 from flagscale_vla.data.loader import Loader, Source
@@ -33,15 +33,16 @@ from flagscale_vla.train.checkpoint import (
     check_samples,
     check_tokenizer,
     find_init,
+    newest_progress,
     prepare_output,
-    read_progress,
-    restore,
-    save,
+    resume,
+    warm_start,
 )
 from flagscale_vla.train.interrupt import Interrupt
 from flagscale_vla.train.metrics import StepRecord
 from flagscale_vla.train.objective import objective
 from flagscale_vla.train.report import Report, is_reported, tell_paths
+from flagscale_vla.train.saves import Saves
 from flagscale_vla.train.schedule import lr_share
 
 logger = logging.getLogger(__name__)
@@ -63,16 +64,15 @@ def run(run: TrainRun) -> None:
         return
     output = Path(run.output)
     prepare_output(output)
-    newest = latest(output)
-    progress = read_progress(newest, run) if newest else Progress()
+    newest, progress = newest_progress(run)
     if newest and progress.step >= run.steps and is_reported(output, progress):
         logger.info("%s is finished: it has made %d of %d steps", output, progress.step, run.steps)
         tell_paths(output, newest)
         return
-    start = newest or (find_init(run) if run.init else None)
+    init = find_init(run) if run.init and not newest else None
     platform = choose_platform(run.platform)
     with started(run, platform) as topology:
-        progress = pretrain(run, platform, topology, start, progress)
+        progress = pretrain(run, platform, topology, init)
     if progress.step < run.steps:
         logger.warning("stopped at step %d of %d; the same command goes on from there", progress.step, run.steps)
         sys.exit(STOPPED)
@@ -86,28 +86,50 @@ def started(run: TrainRun, platform: Platform) -> Iterator[Topology]:
     topology.stop()
 
 
-def pretrain(run: TrainRun, platform: Platform, topology: Topology, start: Path | None, progress: Progress) -> Progress:
-    """Make the steps that are left, from the weights in `start`: the run's own checkpoint where it has made any."""
-    source = open_source(run, topology, start, progress)
+def pretrain(run: TrainRun, platform: Platform, topology: Topology, init: Path | None) -> Progress:
+    """Make the steps that are left: from the run's newest checkpoint, or the weights in `init`, or random ones."""
+    source = open_source(run, topology)
     build_chunk = partial(VisionLanguageAction, run.model, run.parallel, platform, topology)
     engine = Engine(build_chunk, objective, run, topology, platform)
-    if start is not None:
-        restore(start, engine, weights_only=progress.step == 0)
+    newest, progress = resume(run, topology, engine)
+    if newest is not None:
+        check_samples(newest, run, source)
+        source = replace(source, recipe=Recipe.load(newest / RECIPE))
+    elif init is not None:
+        check_tokenizer(init, run, source)
+        begin_from(init, run, topology, engine)
+    return train(run, platform, topology, engine, source, progress)
+
+
+def begin_from(init: Path, run: TrainRun, topology: Topology, engine: Engine) -> None:
+    """Take a checkpoint's weights, and say what of the head was not there or not used."""
+    for line in warm_start(init, run, topology, engine):
+        if topology.is_writer:
+            logger.warning("%s", line)
+
+
+def train(
+    run: TrainRun, platform: Platform, topology: Topology, engine: Engine, source: Source, progress: Progress
+) -> Progress:
+    """Make the steps after `progress`, saving on the way, at the end, and where a signal asks to stop."""
     with (
         open_loader(run, topology, source, progress) as loader,
         Report(run, source, writes=topology.is_writer, device=platform.name, progress=progress) as report,
         Interrupt() as interrupt,
     ):
+        saves = Saves(run, topology, engine, source)
         stop = False
         while progress.step < run.steps and not stop:
             record = take_step(run, topology, engine, loader, report)
             progress = record.progress
             report.step(record)
+            saves.poll()
             stop = topology.any(interrupt.asked)
-            if stop or progress.step % run.checkpoint.every == 0:
+            if not stop and progress.step % run.checkpoint.every == 0:
                 report.close_window()
-                save(run, topology, engine, source, progress)
-        report.finish(save(run, topology, engine, source, progress))
+                saves.begin(progress)
+        report.close_window()
+        report.finish(saves.last(progress), saves.failed)
     return progress
 
 
@@ -170,20 +192,13 @@ def check_finite(result: StepResult, step: int, rank: int, batches: Sequence[Pac
         )
 
 
-def open_source(run: TrainRun, topology: Topology, start: Path | None, progress: Progress) -> Source:
+def open_source(run: TrainRun, topology: Topology) -> Source:
     """What is trained on. The writer looks through the shards first; the others find what it has kept beside them."""
     if topology.is_writer:
         write_config(run, Path(run.output) / CONFIG)
         read_shards(run)
     topology.barrier()
-    source = read_shards(run)
-    if start is None:
-        return source
-    if progress.step == 0:
-        check_tokenizer(start, run, source)
-        return source
-    check_samples(start, run, source)
-    return replace(source, recipe=Recipe.load(start / RECIPE))
+    return read_shards(run)
 
 
 def read_shards(run: TrainRun) -> Source:

@@ -136,12 +136,13 @@ class Report:
         if self._wandb is not None:
             self._wandb.log(figures, step=line.step)
 
-    def finish(self, checkpoint: Path) -> None:
+    def finish(self, checkpoint: Path, failed_saves: int) -> None:
         """Write `summary.json` and `report.html`, and say where everything is."""
         if not self.writes:
             return
         lines = read_lines(self.output / METRICS)
         summary = summarize(self.run, self.progress, lines, self.device, checkpoint)
+        summary["failed_saves"] = failed_saves
         (self.output / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
         done = self.progress.step >= self.run.steps
         write_page(

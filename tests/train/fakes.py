@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from flagscale_vla.mcore.storage import WholeWriter
+
 
 class FakeTopology:
+    """One rank alone."""
+
     is_writer = True
 
     def barrier(self) -> None:
         pass
 
+    def any(self, flag: bool) -> bool:
+        return flag
+
 
 @dataclass
 class FakeEngine:
-    """Writes a file where the real one writes shards; `fails` stands for a kill while it does."""
+    """Writes a tensor where the real one writes its pieces.
 
-    fails: bool = False
+    `killed` stands for a SIGKILL while it does, `error` for a disk that fails, `held` for a disk that is slow.
+    """
+
+    killed: bool = False
+    error: OSError | None = None
+    held: bool = False
     saved: list[Path] = field(default_factory=list)
-    loaded: list[tuple[Path, bool]] = field(default_factory=list)
+    writing: list[Future[None]] = field(default_factory=list)
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        if self.fails:
+    def start_save(self, folder: Path) -> Future[None]:
+        with WholeWriter(folder) as writer:
+            writer.write("weight", torch.ones(3))
+        if self.killed:
             raise KeyboardInterrupt
-        (folder / "shard").write_text("weights")
         self.saved.append(folder)
-
-    def load(self, folder: Path, *, weights_only: bool) -> None:
-        self.loaded.append((folder, weights_only))
+        future: Future[None] = Future()
+        if self.error is not None:
+            future.set_exception(self.error)
+        elif not self.held:
+            future.set_result(None)
+        self.writing.append(future)
+        return future

@@ -19,12 +19,11 @@ from flagscale_vla.records import Progress
 from flagscale_vla.train.checkpoint import (
     check_samples,
     check_tokenizer,
-    clean,
     find_init,
     prepare_output,
     read_progress,
-    save,
 )
+from flagscale_vla.train.saves import Saves, clean
 from tests.samples import make_recipe
 from tests.train.fakes import FakeEngine, FakeTopology
 from tests.train.settings import small_run
@@ -32,7 +31,11 @@ from tests.train.settings import small_run
 
 def save_step(run: TrainRun, step: int, engine: FakeEngine | None = None) -> Path:
     progress = Progress(step=step, packs=2 * step, samples=5 * step, tokens=7 * step)
-    return save(run, FakeTopology(), engine or FakeEngine(), source(), progress)  # type: ignore[arg-type]
+    return saves(run, engine or FakeEngine()).last(progress)
+
+
+def saves(run: TrainRun, engine: FakeEngine) -> Saves:
+    return Saves(run, FakeTopology(), engine, source())  # type: ignore[arg-type]
 
 
 @cache
@@ -63,7 +66,8 @@ def test_a_save_says_what_it_is_and_gives_progress_back(tmp_path: Path) -> None:
     assert metadata.model["language.hidden"] == 64
     assert metadata.parallel["tensor"] == 1
     assert metadata.special_tokens == asdict(source().recipe.vocabulary)
-    assert set(metadata.digests) == {"recipe/recipe.json", "recipe/tokenizer.json", "config.yaml", "progress.json"}
+    small = {"recipe/recipe.json", "recipe/tokenizer.json", "config.yaml", "progress.json"}
+    assert set(metadata.digests) == small | {"weights/rank_00000.json"}
     assert {"torch", "megatron-core"} <= metadata.versions.keys()
     assert read_progress(folder, run) == Progress(step=3, packs=6, samples=15, tokens=21)
 
@@ -80,7 +84,7 @@ def test_a_save_that_is_cut_short_does_not_count_and_is_cleaned(tmp_path: Path) 
     run = small_run(tmp_path)
     whole = save_step(run, 1)
     with pytest.raises(KeyboardInterrupt):
-        save_step(run, 2, FakeEngine(fails=True))
+        save_step(run, 2, FakeEngine(killed=True))
     assert checkpoint_folder(tmp_path, 2).is_dir()
     assert latest(tmp_path) == whole
     clean(tmp_path)
@@ -93,7 +97,7 @@ def test_keep_drops_the_oldest_only_once_a_newer_one_is_whole(tmp_path: Path) ->
     for step in (1, 2):
         save_step(run, step)
     with pytest.raises(KeyboardInterrupt):
-        save_step(run, 3, FakeEngine(fails=True))
+        save_step(run, 3, FakeEngine(killed=True))
     assert len(committed(tmp_path)) == 2
     save_step(run, 3)
     assert [folder.name for folder in committed(tmp_path)] == ["step_00000002", "step_00000003"]
@@ -159,12 +163,13 @@ def test_a_format_of_the_future_is_refused(tmp_path: Path) -> None:
         read_metadata(folder)
 
 
-def test_init_needs_the_same_model(tmp_path: Path) -> None:
+def test_init_needs_the_same_backbone_and_takes_any_head(tmp_path: Path) -> None:
     save_step(small_run(tmp_path / "a"), 1)
     init = f"init={tmp_path / 'a'}"
     assert find_init(small_run(tmp_path / "b", init, "seed=3", "model.name=renamed")).name == "step_00000001"
-    with pytest.raises(ConfigError, match=r"model\.flow\.width: saved with 8, asked for 16"):
-        find_init(small_run(tmp_path / "b", init, "model.flow.width=16"))
+    assert find_init(small_run(tmp_path / "b", init, "model.flow.width=16")).name == "step_00000001"
+    with pytest.raises(ConfigError, match=r"model\.vision\.layers: saved with \d, asked for 3"):
+        find_init(small_run(tmp_path / "b", init, "model.vision.layers=3"))
     with pytest.raises(ConfigError, match=r"init=.*no such folder"):
         find_init(small_run(tmp_path / "b", "init=nowhere"))
 

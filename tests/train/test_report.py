@@ -48,7 +48,7 @@ def tell(run: TrainRun, source: Source, first: int, last: int, *, writes: bool =
         for step in range(first, last + 1):
             report.step(record(step))
         report.close_window()
-        report.finish(Path(run.output) / "checkpoints" / f"step_{last:08d}")
+        report.finish(Path(run.output) / "checkpoints" / f"step_{last:08d}", 0)
     return report
 
 
@@ -100,7 +100,7 @@ def test_page_shows_curves_settings_and_what_the_model_saw(tmp_path: Path, sourc
         report.show([batch])
         report.step(record(1))
         report.close_window()
-        report.finish(tmp_path)
+        report.finish(tmp_path, 0)
     page = (tmp_path / "report.html").read_text()
     assert "Stopped at step 1 of 2" in page
     assert page.count("data:image/png;base64,") == 4

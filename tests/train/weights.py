@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from megatron.core import dist_checkpointing
 
 from flagscale_vla.config.checkpoints import WEIGHTS
-from flagscale_vla.mcore.platform import choose_platform
-from flagscale_vla.mcore.topology import Topology
+from flagscale_vla.mcore.storage import StoredTensors
 from flagscale_vla.train.metrics import read_lines
 from tests.samples import picture_sample, robot_sample, text_sample, write_shards
-from tests.train.settings import small_run
 
 
 def write_small_shards(folder: Path) -> str:
@@ -26,11 +23,8 @@ def write_small_shards(folder: Path) -> str:
 
 def load_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Weights and optimizer state of a checkpoint, by name."""
-    settings = small_run(checkpoint)
-    topology = Topology.start(settings.parallel, choose_platform(settings.platform))
-    tensors = dist_checkpointing.load_plain_tensors(str(checkpoint / WEIGHTS))
-    topology.stop()
-    return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    stored = StoredTensors.open(checkpoint / WEIGHTS)
+    return {name: stored.read(name) for name in stored.names}
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
