@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
@@ -27,24 +27,36 @@ JOBS: dict[type, tuple[str, str]] = {
 }
 """Root type of a config, to the module and function that does its job. Imported only when it is wanted."""
 
+DRYRUN = ("flagscale_vla.plan.dryrun", "run")
+"""The job of a `TrainRun` that is only to be tried."""
+
 VERBS = {f"action={verb.value}": f"verb={verb.value}" for verb in Verb}
 
 
-def find_job(root: type) -> Callable[[object], None]:
-    """The function that does the job of a config of this type."""
-    module, name = JOBS[root]
+def find_job(run: object) -> Callable[[object], None]:
+    """The function that does the job of these settings."""
+    module, name = DRYRUN if isinstance(run, TrainRun) and run.verb is Verb.dryrun else JOBS[type(run)]
     return import_module(module).__dict__[name]
+
+
+def leave_unread(config: DictConfig) -> None:
+    """Let a dry run do without what it would not read: shards and tokenizer."""
+    if OmegaConf.get_type(config) is TrainRun and config.verb is Verb.dryrun:
+        for key in ("shards", "tokenizer"):
+            if OmegaConf.is_missing(config.data, key):
+                config.data[key] = "unread"
 
 
 def run_composed(config: DictConfig) -> None:
     """Check a composed config, then do its job here or in processes started for it."""
+    leave_unread(config)
     run = settings_of(config)
     if isinstance(run, TrainRun) and run.verb is Verb.run and "RANK" not in os.environ:
         from launch.ranks import start_ranks
 
         if start_ranks(run):
             return
-    find_job(type(run))(run)
+    find_job(run)(run)
 
 
 @hydra.main(version_base=None, config_path="conf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate, ParamWithNamePredicate
@@ -59,7 +60,12 @@ def build_optimizer(models: Sequence[DistributedDataParallel], run: TrainRun, pl
         overlap_param_gather=run.parallel.overlap_param_gather,
         clip_grad=optim.clip,
     )
-    optimizer = get_megatron_optimizer(config, list(models), config_overrides=_overrides(optim))
+    optimizer = get_megatron_optimizer(
+        config,
+        list(models),
+        config_overrides=_overrides(optim),
+        use_gloo_process_groups=platform.backend != dist.Backend.FAKE,
+    )
     if platform.device.type == "cpu":
         for group in optimizer.param_groups:
             # torch's own AdamW, here in one pass over each tensor instead of ten.

@@ -47,11 +47,17 @@ class Topology:
         fits = parallel.data * world_size // parallel.world_size
         check(world_size == parallel.world_size, "parallel.data", parallel.data, rule, max(fits, 1))
         _join(platform, timeout)
+        return cls.here(parallel, platform)
+
+    @classmethod
+    def here(cls, parallel: ParallelConfig, platform: Platform) -> Topology:
+        """Split the processes that this one has joined by the degrees."""
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
             virtual_pipeline_model_parallel_size=parallel.virtual if parallel.virtual > 1 else None,
             context_parallel_size=parallel.context,
+            create_gloo_process_groups=platform.backend != dist.Backend.FAKE,
         )
         tensor_parallel.model_parallel_cuda_manual_seed(0)
         return cls._here(platform)

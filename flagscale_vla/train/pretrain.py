@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from flagscale_vla.config.checkpoints import CONFIG, RECIPE
-from flagscale_vla.config.runs import TrainRun, Verb
+from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.data.faults import Quarantine
 from flagscale_vla.data.loader import Loader, Source
 from flagscale_vla.data.prepare import open_train_data
@@ -25,7 +25,6 @@ from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.mcore.engine import Engine, StepResult
 from flagscale_vla.mcore.platform import Platform, choose_platform
 from flagscale_vla.mcore.topology import Topology
-from flagscale_vla.model.size import count_parameters
 from flagscale_vla.model.vla import VisionLanguageAction
 from flagscale_vla.records import PackedBatch, Progress
 from flagscale_vla.train.changes import write_config
@@ -52,16 +51,13 @@ STOPPED = 128 + signal.SIGTERM
 
 
 def run(run: TrainRun) -> None:
-    """Do what `run.verb` says.
+    """Train, or go on training.
 
     Raises:
         ConfigError: settings, shards or checkpoints with which the run cannot be.
         ValueError: too many bad samples, or a loss that is no longer a number.
         SystemExit: a signal stopped the run, so what was to come after it must not begin.
     """
-    if run.verb is Verb.dryrun:
-        tell_size(run)
-        return
     output = Path(run.output)
     prepare_output(output)
     newest, progress = newest_progress(run)
@@ -217,30 +213,4 @@ def open_loader(run: TrainRun, topology: Topology, source: Source, progress: Pro
         packs=progress.packs,
         workers=run.data.workers,
         quarantine=Quarantine(path, run.data.max_bad_share),
-    )
-
-
-def tell_size(run: TrainRun) -> None:
-    """Say what a run would train, part by part, and how it would be laid out. Allocates nothing."""
-    counts = count_parameters(run.model)
-    for part, count in counts.items():
-        logger.info("%-10s %18s parameters", part, f"{count:,}")
-    logger.info("%-10s %18s parameters", "total", f"{sum(counts.values()):,}")
-    parallel = run.parallel
-    logger.info(
-        "%d processes on %d hosts: tensor %d x pipeline %d x context %d x data %d",
-        parallel.world_size,
-        parallel.hosts,
-        parallel.tensor,
-        parallel.pipeline,
-        parallel.context,
-        parallel.data,
-    )
-    logger.info(
-        "%d steps of %d rows of %d tokens: %d data-parallel ranks x %d micro-batches",
-        run.steps,
-        run.global_packs,
-        run.data.pack_length,
-        parallel.data,
-        run.num_microbatches,
     )

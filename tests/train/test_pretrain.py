@@ -21,7 +21,6 @@ from flagscale_vla.train import pretrain
 from flagscale_vla.train.metrics import read_lines
 from flagscale_vla.train.pretrain import STOPPED, run
 from tests.samples import robot_sample, write_shards
-from tests.settings import load_training
 from tests.train.settings import small_run
 from tests.train.weights import assert_same_weights, figures, load_tensors, write_small_shards
 
@@ -146,14 +145,3 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_built(tm
     with pytest.raises(ConfigError, match=r"output=.*cannot be written"):
         run(small_run(tmp_path / "file" / "out", "data.shards=nowhere"))
     assert not distributed.is_initialized()
-
-
-def test_a_dry_run_counts_parameters_and_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = ("data.shards=x", "data.tokenizer=x", f"output={tmp_path / 'out'}", "verb=dryrun")
-    with caplog.at_level("INFO"):
-        run(load_training("train_3b_action", *given))
-    head = 16_984_096
-    assert f"{head:,} parameters" in caplog.text
-    # Qwen2.5-VL-3B's own count, as its weights have it.
-    assert f"{3_754_622_976 + head:,} parameters" in caplog.text
-    assert not (tmp_path / "out").exists()
