@@ -88,6 +88,11 @@ class Saves:
             written = self.engine.start_save(folder / WEIGHTS)
             self._pending = Pending(folder=folder, progress=progress, written=written)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a save is not yet committed."""
+        return self._pending is not None
+
     def poll(self) -> None:
         """Commit the save that is being written, once every rank has written its part."""
         if self._pending is not None and not self.topology.any(not self._pending.written.done()):
