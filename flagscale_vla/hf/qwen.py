@@ -1,4 +1,4 @@
-"""The name table's rows of Qwen's language model and vision tower."""
+"""The name table's rows of Qwen's language model, which InternVL has too, and of Qwen's vision towers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from flagscale_vla.config.model import (
     LanguageConfig,
     ModelConfig,
     VisionConfig,
+    VisionKind,
 )
 from flagscale_vla.hf.forms import Grouped, Reshaped, Row, Same, Stacked, linear, norm
 
@@ -45,8 +46,9 @@ def _language_layer(model: LanguageConfig, ours: str, theirs: str) -> list[Row]:
 
 
 def vision_rows(model: ModelConfig) -> list[Row]:
-    """Every tensor of the vision tower and its merger."""
+    """Every tensor of Qwen2.5-VL's or Qwen2-VL's vision tower and its merger."""
     vision, ours, theirs = model.vision, "vision", "model.visual"
+    bias = vision.kind is VisionKind.qwen2_vl
     patch = (vision.hidden, 3, PATCH_FRAMES, PATCH_PIXELS, PATCH_PIXELS)
     flat = Reshaped((vision.hidden, PATCH_WIDTH), patch)
     rows = [Row(f"{ours}.patch_embed.weight", (f"{theirs}.patch_embed.proj.weight",), flat, flat.inner)]
@@ -55,7 +57,7 @@ def vision_rows(model: ModelConfig) -> list[Row]:
     width = vision.hidden * PATCH_MERGE**2
     return [
         *rows,
-        *norm(f"{ours}.merger.norm", f"{theirs}.merger.ln_q", vision.hidden, bias=False),
+        *norm(f"{ours}.merger.norm", f"{theirs}.merger.ln_q", vision.hidden, bias=bias),
         *linear(f"{ours}.merger.linear_fc1", (f"{theirs}.merger.mlp.0",), Same(), (width, width), bias=True),
         *linear(
             f"{ours}.merger.linear_fc2", (f"{theirs}.merger.mlp.2",), Same(), (model.language.hidden, width), bias=True
@@ -64,14 +66,15 @@ def vision_rows(model: ModelConfig) -> list[Row]:
 
 
 def _vision_layer(vision: VisionConfig, ours: str, theirs: str) -> list[Row]:
-    hidden = vision.hidden
+    hidden, older = vision.hidden, vision.kind is VisionKind.qwen2_vl
     qkv = Grouped(vision.heads, vision.heads, hidden // vision.heads, fused=True)
+    mlp = plain_mlp if older else _gated_mlp
     return [
-        *norm(f"{ours}.input_layernorm", f"{theirs}.norm1", hidden, bias=False),
+        *norm(f"{ours}.input_layernorm", f"{theirs}.norm1", hidden, bias=older),
         *linear(f"{ours}.self_attention.linear_qkv", (f"{theirs}.attn.qkv",), qkv, (qkv.rows, hidden), bias=True),
         *linear(f"{ours}.self_attention.linear_proj", (f"{theirs}.attn.proj",), Same(), (hidden, hidden), bias=True),
-        *norm(f"{ours}.pre_mlp_layernorm", f"{theirs}.norm2", hidden, bias=False),
-        *_gated_mlp(vision, f"{ours}.mlp", f"{theirs}.mlp"),
+        *norm(f"{ours}.pre_mlp_layernorm", f"{theirs}.norm2", hidden, bias=older),
+        *mlp(vision, f"{ours}.mlp", f"{theirs}.mlp"),
     ]
 
 
@@ -81,4 +84,13 @@ def _gated_mlp(vision: VisionConfig, ours: str, theirs: str) -> list[Row]:
     return [
         *linear(f"{ours}.linear_fc1", gate_up, Stacked(2), (2 * inner, hidden), bias=True),
         *linear(f"{ours}.linear_fc2", (f"{theirs}.down_proj",), Same(), (hidden, inner), bias=True),
+    ]
+
+
+def plain_mlp(vision: VisionConfig, ours: str, theirs: str) -> list[Row]:
+    """Two linear layers, as in Qwen2-VL's and InternVL's towers."""
+    hidden, inner = vision.hidden, vision.intermediate
+    return [
+        *linear(f"{ours}.linear_fc1", (f"{theirs}.fc1",), Same(), (inner, hidden), bias=True),
+        *linear(f"{ours}.linear_fc2", (f"{theirs}.fc2",), Same(), (hidden, inner), bias=True),
     ]

@@ -5,28 +5,36 @@ The name table speaks the new one.
 
 from __future__ import annotations
 
-from flagscale_vla.config.model import ModelConfig
+from flagscale_vla.config.model import ModelConfig, VisionKind
 
-OLD_TO_NEW = (
+QWEN = (
     ("visual.", "model.visual."),
     ("model.", "model.language_model."),
     ("lm_head.", "lm_head."),
 )
-"""Beginnings of Qwen's names, old and new."""
+INTERNVL = (
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+"""Beginnings of names, old and new."""
+
+NEW = tuple(sorted({new for _, new in QWEN + INTERNVL}))
 
 
 def canonical_name(name: str) -> str:
-    """The new spelling of a name in either.
+    """The new spelling of a name in either, of any kind of model.
 
     Raises:
         ValueError: where it begins as no name of these models does.
     """
-    if name.startswith(tuple(new for _, new in OLD_TO_NEW)):
+    if name.startswith(NEW):
         return name
-    for old, new in OLD_TO_NEW:
+    for old, new in INTERNVL + QWEN:
         if name.startswith(old):
             return new + name.removeprefix(old)
-    known = sorted({start for pair in OLD_TO_NEW for start in pair})
+    known = ", ".join(sorted({start for pair in QWEN + INTERNVL for start in pair}))
     raise ValueError(f"tensor {name}: a name of these models begins with one of {known}")
 
 
@@ -36,7 +44,9 @@ def old_name(model: ModelConfig, name: str) -> str:
     Raises:
         ValueError: where the name is not in the new spelling.
     """
-    for old, new in OLD_TO_NEW:
+    starts = INTERNVL if model.vision.kind is VisionKind.internvit else QWEN
+    for old, new in starts:
         if name.startswith(new):
             return old + name.removeprefix(new)
-    raise ValueError(f"tensor {name}: not in the new spelling, where names begin with {[new for _, new in OLD_TO_NEW]}")
+    known = ", ".join(new for _, new in starts)
+    raise ValueError(f"tensor {name}: a name of this model in the new spelling begins with one of {known}")

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from flagscale_vla.config.model import ModelConfig
+from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.hf.forms import Row
+from flagscale_vla.hf.internvl import intern_rows
 from flagscale_vla.hf.qwen import language_rows, vision_rows
 from flagscale_vla.hf.spelling import canonical_name
 
@@ -20,7 +21,8 @@ OUTPUT_LAYER = "lm_head.weight"
 
 def name_table(model: ModelConfig) -> list[Row]:
     """Every tensor of the vision-language model, once on each side; the flow head is not theirs."""
-    return vision_rows(model) + language_rows(model.language)
+    vision = intern_rows if model.vision.kind is VisionKind.internvit else vision_rows
+    return vision(model) + language_rows(model.language)
 
 
 def match_names(model: ModelConfig, names: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Where patches of packed images go in Qwen2.5-VL's vision tower: windows, images and 2-D positions.
+"""Where patches of packed images go in Qwen's vision towers: windows, images and 2-D positions.
 
 All on the CPU, from the images' grids alone, and kept, since few shapes of image occur.
 """
@@ -42,7 +42,7 @@ def _image_windows(height: int, width: int, window: int) -> list[Rows]:
     return [groups[r : r + window, c : c + window].reshape(-1) for r in rows for c in columns]
 
 
-def _patch_positions(frames: int, height: int, width: int) -> Rows:
+def patch_positions(frames: int, height: int, width: int) -> Rows:
     """Row and column of each patch of one image, in merge order, i64[frames x height x width, 2]."""
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     grid = np.stack([rows, columns], axis=-1)
@@ -56,9 +56,9 @@ def plan_patches(grids: tuple[tuple[int, int, int], ...], window_pixels: int) ->
 
     Args:
         grids: patches of each image along (time, height, width).
-        window_pixels: side of a window in pixels.
+        window_pixels: side of a window in pixels; 0 where there are none, and a window is a whole frame.
     """
-    window = window_pixels // (PATCH_PIXELS * PATCH_MERGE)
+    window = window_pixels // (PATCH_PIXELS * PATCH_MERGE) or max(max(grid) for grid in grids)
     windows: list[Rows] = []
     frames: list[int] = []
     done = 0
@@ -69,7 +69,7 @@ def plan_patches(grids: tuple[tuple[int, int, int], ...], window_pixels: int) ->
             done += rows * columns
             frames.append(rows * columns)
     order = np.concatenate(windows)
-    positions = np.concatenate([_patch_positions(*grid) for grid in grids])
+    positions = np.concatenate([patch_positions(*grid) for grid in grids])
     in_windows = positions.reshape(-1, GROUP, 2)[order].reshape(-1, 2)
     return PatchPlan(
         window_order=torch.from_numpy(order),

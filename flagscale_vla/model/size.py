@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flagscale_vla.config.model import PATCH_MERGE, PATCH_WIDTH, FlowConfig, LanguageConfig, ModelConfig, VisionConfig
+from flagscale_vla.config.model import PATCH_MERGE, FlowConfig, LanguageConfig, ModelConfig, VisionConfig, VisionKind
 
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:
@@ -22,14 +22,25 @@ def _linear(inputs: int, outputs: int, bias: bool = True) -> int:
 
 def _vision(vision: VisionConfig) -> int:
     hidden, inner = vision.hidden, vision.intermediate
+    gated, intern = vision.kind is VisionKind.qwen2_5_vl, vision.kind is VisionKind.internvit
     attention = _linear(hidden, 3 * hidden) + _linear(hidden, hidden)
-    layer = 2 * hidden + attention + 2 * _linear(hidden, inner) + _linear(inner, hidden)
-    return _linear(PATCH_WIDTH, hidden, bias=False) + vision.layers * layer
+    mlp = (2 if gated else 1) * _linear(hidden, inner) + _linear(inner, hidden)
+    scales = 2 * hidden if intern else 0
+    # InternViT has a class token, and a position for it and for every patch.
+    places = (2 + vision.tile_side**2) * hidden if intern else 0
+    layer = 2 * _norm(vision, hidden) + attention + mlp + scales
+    return _linear(vision.patch_width, hidden, bias=intern) + places + vision.layers * layer
 
 
 def _merger(vision: VisionConfig, hidden: int) -> int:
     width = vision.hidden * PATCH_MERGE**2
-    return vision.hidden + _linear(width, width) + _linear(width, hidden)
+    if vision.kind is VisionKind.internvit:
+        return _norm(vision, width) + _linear(width, hidden) + _linear(hidden, hidden)
+    return _norm(vision, vision.hidden) + _linear(width, width) + _linear(width, hidden)
+
+
+def _norm(vision: VisionConfig, width: int) -> int:
+    return width if vision.kind is VisionKind.qwen2_5_vl else 2 * width
 
 
 def _language(language: LanguageConfig) -> int:

@@ -1,6 +1,8 @@
-"""Qwen2.5-VL's vision tower (Qwen2.5-VL report, section 2.1.1), sharded over the tensor ranks."""
+"""Qwen2.5-VL's and Qwen2-VL's vision towers (Qwen2.5-VL report, section 2.1.1), sharded over the tensor ranks."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,8 @@ from flagscale_vla.config.model import PATCH_WIDTH, ModelConfig
 from flagscale_vla.config.parallel import ParallelConfig
 from flagscale_vla.mcore.megatron import MegatronModule, TransformerConfig, column_linear, row_linear
 from flagscale_vla.mcore.platform import Platform
-from flagscale_vla.mcore.transformer import run_block, vision_block, vision_transformer
+from flagscale_vla.mcore.transformer import run_block
+from flagscale_vla.mcore.vision_layers import vision_encoder, vision_norm, vision_settings
 from flagscale_vla.model.patches import GROUP, plan_patches
 
 ROTARY_THETA = 10000.0
@@ -19,10 +22,12 @@ ROTARY_THETA = 10000.0
 class PatchMerger(MegatronModule):
     """Norm, then four neighbouring patches made into one language token by a two-layer MLP."""
 
-    def __init__(self, config: TransformerConfig, outputs: int, platform: Platform) -> None:
+    def __init__(
+        self, config: TransformerConfig, outputs: int, norm: Callable[..., nn.Module], platform: Platform
+    ) -> None:
         super().__init__(config=config)
         width = config.hidden_size * GROUP
-        self.norm = platform.layers.norm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
+        self.norm = norm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
         self.linear_fc1 = column_linear(platform.layers, config, width, width)
         self.linear_fc2 = row_linear(platform.layers, config, width, outputs)
 
@@ -38,13 +43,14 @@ class VisionTower(MegatronModule):
     """Patches of packed images to language tokens."""
 
     def __init__(self, model: ModelConfig, parallel: ParallelConfig, platform: Platform) -> None:
-        config = vision_transformer(model.vision, parallel, platform)
+        vision = model.vision
+        config = vision_settings(vision, parallel, platform)
         super().__init__(config=config)
-        self.window_pixels = model.vision.window_pixels
-        self.head_dim = model.vision.hidden // model.vision.heads
-        self.patch_embed = nn.Linear(PATCH_WIDTH, model.vision.hidden, bias=False, dtype=platform.dtype)
-        self.blocks = vision_block(config, platform.layers, frozenset(model.vision.full_attention_layers))
-        self.merger = PatchMerger(config, model.language.hidden, platform)
+        self.window_pixels = vision.window_pixels
+        self.head_dim = vision.hidden // vision.heads
+        self.patch_embed = nn.Linear(PATCH_WIDTH, vision.hidden, bias=False, dtype=platform.dtype)
+        self.blocks = vision_encoder(config, vision, platform.layers)
+        self.merger = PatchMerger(config, model.language.hidden, vision_norm(vision, platform.layers), platform)
 
     def forward(self, pixels: Tensor, grid: Tensor) -> Tensor:
         """Tokens [P/4, H] in image order.

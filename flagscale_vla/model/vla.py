@@ -15,7 +15,7 @@ from flagscale_vla.mcore.platform import Platform
 from flagscale_vla.mcore.topology import Topology
 from flagscale_vla.model.flow import FlowInput, FlowOutput, noised
 from flagscale_vla.model.language import LanguageModel
-from flagscale_vla.model.vision import VisionTower
+from flagscale_vla.model.towers import build_vision
 from flagscale_vla.records import PackedBatch
 
 
@@ -49,7 +49,7 @@ class VisionLanguageAction(MegatronModule):
         self.pre_process, self.post_process = first, last
         self.share_embeddings_and_output_weights = model.language.tied
         if first:
-            self.vision = VisionTower(model, parallel, platform)
+            self.vision = build_vision(model, parallel, platform)
             self.flow_in = FlowInput(model.flow, model.language.hidden)
         self.language = language
         if last:

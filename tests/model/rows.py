@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from flagscale_vla.config.model import ModelConfig
+from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.config.schema import register_schemas
 from flagscale_vla.data.positions import rotary_positions
@@ -40,6 +40,15 @@ SMALL = [
     "platform.matmul=highest",
     "platform.threads=1",
 ]
+
+
+NO_WINDOWS = ["model.vision.window_pixels=0", "model.vision.full_attention_layers=[]"]
+FAMILIES = {
+    "qwen2_5_vl": [],
+    "qwen2_vl": ["model.vision.kind=qwen2_vl", "model.vision.intermediate=64", *NO_WINDOWS],
+    "internvl": ["model.vision.kind=internvit", "model.vision.image_pixels=56", *NO_WINDOWS],
+}
+"""Overrides that make the very small model one of a family. InternVL's images are of 4 x 4 patches, all of them."""
 
 
 def settings(*overrides: str) -> TrainRun:
@@ -80,8 +89,16 @@ IMAGES = [Document(12, images=((4, 4),)), Document(9, images=((4, 8), (8, 4), (2
 ACTIONS = [Document(11, images=((4, 4), (8, 8)), acts=True), Document(6, acts=True), Document(10, images=((4, 4),))]
 
 
-def make_row(documents: list[Document], length: int, seed: int = 0) -> PackedBatch:
+def tiled(documents: list[Document]) -> list[Document]:
+    """The documents with every image of the one size that the very small InternVL takes."""
+    return [replace(document, images=((4, 4),) * len(document.images)) for document in documents]
+
+
+def make_row(
+    documents: list[Document], length: int, seed: int = 0, kind: VisionKind = VisionKind.qwen2_5_vl
+) -> PackedBatch:
     """Lay documents end to end and pad to `length`, with dummies of what they lack."""
+    intern = kind is VisionKind.internvit
     rng = np.random.default_rng(seed)
     starts = np.cumsum([0, *(document.length for document in documents)])
     acting = [(document, start) for document, start in zip(documents, starts, strict=False) if document.acts]
@@ -100,9 +117,9 @@ def make_row(documents: list[Document], length: int, seed: int = 0) -> PackedBat
     return PackedBatch(
         tokens=_tokens(documents, starts, length, rng),
         labels=torch.from_numpy(labels),
-        positions=_positions(documents, length - int(starts[-1])),
+        positions=_positions(documents, length - int(starts[-1]), plain=intern),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
-        pixels=_normal(rng, sum(t * h * w for t, h, w in grids), 1176),
+        pixels=_normal(rng, sum(t * h * w for t, h, w in grids), 588 if intern else 1176),
         grid=torch.tensor(grids),
         image_slots=torch.tensor(images or [-1]),
         actions=_normal(rng, count, HORIZON, WIDTH),
@@ -136,8 +153,9 @@ def _tokens(documents: list[Document], starts: np.ndarray, length: int, rng: np.
     return torch.from_numpy(tokens)
 
 
-def _positions(documents: list[Document], padding: int) -> Tensor:
-    parts = [rotary_positions(d.length, _image_starts(d), d.images) for d in documents]
+def _positions(documents: list[Document], padding: int, plain: bool) -> Tensor:
+    """In three axes, or plain numbers on all three."""
+    parts = [rotary_positions(d.length, *(([], []) if plain else (_image_starts(d), d.images))) for d in documents]
     return torch.from_numpy(np.concatenate([*parts, rotary_positions(padding, [], [])], axis=1))
 
 
