@@ -71,6 +71,9 @@ class Writers:
         self.savers = [Saver(rank) for rank in range(NUM_WRITERS)]
         self.waiter = ThreadPoolExecutor(max_workers=1)
 
+    def prepare_save(self) -> None:
+        """Room is made by the first save."""
+
     def start_save(self, folder: Path) -> Future[None]:
         """Begin to write this step's tensors."""
         parts = [saver.start(folder, self._pieces(rank)) for rank, saver in enumerate(self.savers)]

@@ -136,6 +136,10 @@ class Engine:
         """Write weights and optimizer state into the empty `folder`; called by every rank."""
         self.saver.write(folder, self._pieces())
 
+    def prepare_save(self) -> None:
+        """Make room for the copies that `start_save` takes, while training goes on; all state must be there."""
+        self.saver.prepare(self._pieces())
+
     def start_save(self, folder: Path) -> Future[None]:
         """Copy weights and optimizer state and write them while training goes on; called by every rank."""
         return self.saver.start(folder, self._pieces())

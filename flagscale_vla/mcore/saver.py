@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flagscale_vla.mcore.pieces import Piece
 from flagscale_vla.mcore.state import Pieces
-from flagscale_vla.mcore.storage import verify_file, write_pieces
+from flagscale_vla.mcore.storage import ALIGNMENT, verify_file, write_pieces
 
 
 class Saver:
@@ -22,8 +22,13 @@ class Saver:
 
     def __init__(self, rank: int) -> None:
         self.stem = f"rank_{rank:05d}"
-        self._room: Tensor = torch.empty(0, dtype=torch.uint8)
+        self._room: Future[Tensor] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
+
+    def prepare(self, pieces: Pieces) -> None:
+        """Make room for a copy of pieces, in the thread: the first touch of a page costs more than its copy."""
+        on_gpu = any(values.is_cuda for _, values in pieces)
+        self._room = self._thread.submit(_make_room, sum(_sizes(pieces)), on_gpu)
 
     def write(self, folder: Path, pieces: Pieces) -> None:
         """Write pieces and return when they are on disk and were read back.
@@ -42,12 +47,13 @@ class Saver:
         return self._thread.submit(_write, folder, self.stem, self._copy(pieces))
 
     def _copy(self, pieces: Pieces) -> Pieces:
-        """Pieces in the room, which is made once and kept: the first touch of a page costs more than its copy."""
-        sizes = [_aligned(values.nbytes) for _, values in pieces]
-        if sum(sizes) > len(self._room):
-            self._room = _make_room(sum(sizes), pieces)
+        """Pieces in the room, which is kept from save to save."""
+        sizes = _sizes(pieces)
+        if self._room is None or len(self._room.result()) < sum(sizes):
+            self.prepare(pieces)
+        assert self._room is not None
         copies: list[tuple[Piece, Tensor]] = []
-        for (piece, values), place in zip(pieces, self._room[: sum(sizes)].split(sizes), strict=True):
+        for (piece, values), place in zip(pieces, self._room.result()[: sum(sizes)].split(sizes), strict=True):
             copy = place[: values.nbytes].view(values.dtype)
             copy.copy_(values, non_blocking=True)
             copies.append((piece, copy))
@@ -60,14 +66,13 @@ class Saver:
         self._thread.shutdown()
 
 
-def _make_room(num_bytes: int, pieces: Pieces) -> Tensor:
-    on_gpu = any(values.is_cuda for _, values in pieces)
+def _make_room(num_bytes: int, on_gpu: bool) -> Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=on_gpu).zero_()
 
 
-def _aligned(num_bytes: int) -> int:
-    """Room for a piece, so that the next one begins where any dtype may."""
-    return -(-num_bytes // 64) * 64
+def _sizes(pieces: Pieces) -> list[int]:
+    """Room for each piece, such that the next one begins where any dtype may."""
+    return [-(-values.nbytes // ALIGNMENT) * ALIGNMENT for _, values in pieces]
 
 
 def _on_host(values: Tensor) -> Tensor:

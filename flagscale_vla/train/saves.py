@@ -70,6 +70,7 @@ class Saves:
         self.run, self.topology, self.engine, self.source = run, topology, engine, source
         self.output = Path(run.output)
         self.failed = 0
+        self._has_room = False
         self._pending: Pending | None = None
         if topology.is_writer:
             clean(self.output)
@@ -94,7 +95,11 @@ class Saves:
         return self._pending is not None
 
     def poll(self) -> None:
-        """Commit the save that is being written, once every rank has written its part."""
+        """Commit the save that is being written, once every rank has written its part. To be called after each step."""
+        if self.run.checkpoint.background and not self._has_room:
+            # After the first step, for before it the optimizer has no state yet.
+            self.engine.prepare_save()
+            self._has_room = True
         if self._pending is not None and not self.topology.any(not self._pending.written.done()):
             self._finish()
 

@@ -36,6 +36,9 @@ class FakeEngine:
     saved: list[Path] = field(default_factory=list)
     writing: list[Future[None]] = field(default_factory=list)
 
+    def prepare_save(self) -> None:
+        pass
+
     def start_save(self, folder: Path) -> Future[None]:
         with WholeWriter(folder) as writer:
             writer.write("weight", torch.ones(3))
