@@ -17,6 +17,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
 from flagscale_vla.config.schema import register_schemas, settings_of
 
@@ -24,6 +25,8 @@ JOBS: dict[type, tuple[str, str]] = {
     TrainRun: ("flagscale_vla.train.pretrain", "run"),
     RecordRun: ("flagscale_vla.sim.record", "run"),
     EvalRun: ("flagscale_vla.sim.evaluate", "run"),
+    ImportRun: ("flagscale_vla.hf.importer", "run"),
+    ExportRun: ("flagscale_vla.hf.exporter", "run"),
 }
 """Root type of a config, to the module and function that does its job. Imported only when it is wanted."""
 
