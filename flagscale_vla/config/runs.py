@@ -8,7 +8,7 @@ from math import gcd
 
 from flagscale_vla.config.checks import check, check_positive, check_seed
 from flagscale_vla.config.data import TOKEN_PIXELS, ActionConfig, DataConfig
-from flagscale_vla.config.model import ModelConfig
+from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.config.optim import OptimConfig
 from flagscale_vla.config.parallel import ParallelConfig, PlatformConfig
 
@@ -80,7 +80,15 @@ class TrainRun:
         for name in ("steps", "global_packs"):
             check_positive(name, self.__getattribute__(name))
         check_seed(self.seed)
+        self._check_pictures()
         self._check_layout()
+
+    def _check_pictures(self) -> None:
+        """Pictures are cut for Qwen's towers alone: InternVL's can be planned, imported and exported, not trained."""
+        kind = self.model.vision.kind
+        ok = kind is not VisionKind.internvit or self.verb is not Verb.run
+        rule = "pictures of samples are cut in patches for Qwen's vision towers alone, so this model cannot be trained"
+        check(ok, "model.vision.kind", kind.value, rule, VisionKind.qwen2_vl.value)
 
     def _check_layout(self) -> None:
         parallel, model = self.parallel, self.model

@@ -25,6 +25,10 @@ class Section:
             raise self.refusal(key, "must be a section")
         return Section(f"{self.place}{key}.", value)
 
+    def over(self, defaults: Mapping[str, Any]) -> Section:
+        """The section with what it leaves out taken from `defaults`."""
+        return Section(self.place, {**defaults, **self.values})
+
     def integer(self, key: str) -> int:
         """A whole number.
 

@@ -29,6 +29,27 @@ KINDS = {
 """`model_type` to the kind of vision tower"""
 
 
+VISION_DEFAULTS: dict[VisionKind, dict[str, Any]] = {
+    VisionKind.qwen2_5_vl: {
+        "depth": 32,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    },
+    VisionKind.qwen2_vl: {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16},
+    VisionKind.internvit: {
+        "num_hidden_layers": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "image_size": [448, 448],
+    },
+}
+"""What `transformers` takes for sizes that a file leaves out, as those of its versions 4.49 to 4.51 do."""
+
+
 def model_of(config: Mapping[str, Any], flow: FlowConfig, name: str) -> ModelConfig:
     """The sizes of the model that a `config.json` describes, with a flow head, which Hugging Face's has not.
 
@@ -109,7 +130,7 @@ def _tied(top: Section, text: Section, kind: VisionKind) -> bool:
 
 
 def _vision(top: Section, kind: VisionKind, language: LanguageConfig) -> VisionConfig:
-    section = top.section("vision_config")
+    section = top.section("vision_config").over(VISION_DEFAULTS[kind])
     if kind is VisionKind.internvit:
         return _intern_vision(top, section)
     for key, value in (("in_channels", 3), ("in_chans", 3), ("patch_size", PATCH_PIXELS)):
@@ -182,7 +203,7 @@ def _intern_vision(top: Section, section: Section) -> VisionConfig:
     for key, values in INTERN_VISION.items():
         section.only(key, *values)
     section.must("attention_bias", True)
-    size = section.values.get("image_size")
+    size = section.values["image_size"]
     sides = section.integers("image_size") if isinstance(size, list | tuple) else [section.integer("image_size")]
     if len(set(sides)) != 1:
         raise section.refusal("image_size", "must be square")

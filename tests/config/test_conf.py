@@ -30,7 +30,7 @@ def test_every_config_composes_and_holds(name: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_size_fits_the_training_config(model: str) -> None:
-    run = load("train_3b_action", f"model={model}")
+    run = load("train_3b_action", f"model={model}", "verb=dryrun")
     assert isinstance(run, TrainRun)
     assert isinstance(run.model, ModelConfig)
     assert run.model.name == model
@@ -58,6 +58,7 @@ model.vision.full_attention_layers=[1] model.vision.kind=qwen2_vl model.vision.w
 model.vision.intermediate=200 model.vision.kind=qwen2_vl NO_WINDOWS
 model.vision.image_pixels=0 model.vision.kind=internvit NO_WINDOWS
 model.vision.image_pixels=100 model.vision.kind=internvit NO_WINDOWS
+model.vision.kind=internvit model.vision.image_pixels=448 NO_WINDOWS
 model.language.max_positions=0
 model.language.layers=0
 model.language.hidden=0

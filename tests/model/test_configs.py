@@ -83,6 +83,40 @@ def test_the_hubs_file_is_read() -> None:
     assert model_of(HUB, FLOW, "3b") == public_model("3b")
 
 
+def test_sizes_that_a_tuned_models_file_leaves_out_are_transformers_own() -> None:
+    model, config = written("7b")
+    config["vision_config"] = {"hidden_size": 1280, "in_chans": 3, "model_type": "qwen2_5_vl", "spatial_patch_size": 14}
+    config["rope_scaling"] = {"type": "default", "rope_type": "default", "mrope_section": [16, 24, 24]}
+    assert model_of(config, FLOW, "7b") == model
+
+
+def test_internvl3s_dynamic_positions_are_the_plain_ones() -> None:
+    model, config = written("internvl3_1b")
+    config["text_config"]["rope_scaling"] = {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}
+    assert model_of(config, FLOW, "internvl3_1b") == model
+
+
+@pytest.mark.parametrize(
+    ("name", "top", "text", "tied"),
+    [
+        ("3b", None, True, True),
+        ("3b", False, True, True),
+        ("3b", None, None, False),
+        ("internvl3_1b", True, False, True),
+        ("internvl3_1b", None, True, True),
+        ("internvl3_1b", None, None, False),
+    ],
+)
+def test_tied_where_transformers_ties(name: str, top: bool | None, text: bool | None, tied: bool) -> None:
+    _, config = written(name)
+    flat = {key: value for key, value in config.items() if not isinstance(value, dict) or key == "rope_scaling"}
+    config.setdefault("text_config", flat)
+    for section, said in ((config, top), (config["text_config"], text)):
+        section.pop("tie_word_embeddings", None)
+        section.update({} if said is None else {"tie_word_embeddings": said})
+    assert model_of(config, FLOW, name).language.tied is tied
+
+
 BAD = [
     ("3b", {"model_type": "llama"}, "model_type='llama': supported: qwen2_5_vl, qwen2_vl, internvl"),
     ("3b", {"hidden_act": "gelu"}, "hidden_act='gelu': supported: silu"),
