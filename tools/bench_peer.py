@@ -115,8 +115,8 @@ class PeerModel(nn.Module):
         missing = self.qwen.load_state_dict(theirs, strict=False)
         assert not missing.unexpected_keys
         assert set(missing.missing_keys) <= {"lm_head.weight"}
-        self.flow_in = FlowInput(model.flow, model.language.hidden)
-        self.flow_out = FlowOutput(model.flow, model.language.hidden)
+        self.flow_in = FlowInput(model.flow, model.language.hidden, nn.Linear)
+        self.flow_out = FlowOutput(model.flow, model.language.hidden, nn.Linear)
         for name, part in (("flow_in.", self.flow_in), ("flow_out.", self.flow_out)):
             part.load_state_dict({k.removeprefix(name): v.clone() for k, v in ours.items() if k.startswith(name)})
 

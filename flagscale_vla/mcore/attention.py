@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flagscale_vla.mcore.cpu_attention import DocumentAttention
 from flagscale_vla.mcore.documents import AttentionPlan, plan_attention, plan_continuation, zigzag_rows
+from flagscale_vla.mcore.varlen import attend_pieces, has_kernel
 
 CPU_PIECE = 128
 """Rows of a document that attend in one product on a CPU: longer ones would spend half of it under the causal mask."""
@@ -89,6 +90,8 @@ def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, causa
     """Attention of query [S, heads, D] to key, value [K, kv_heads, D] by `plan`; returns [S, heads, D]."""
     if query.device.type == "cpu":
         return DocumentAttention.apply(query, key, value, plan, causal)
+    if has_kernel(query):
+        return attend_pieces(plan, query, key, value, causal)
     return plan.join(
         [
             _fused_products(group.queries.take(query), group.keys.take(key), group.keys.take(value), causal)

@@ -65,7 +65,7 @@ class Group:
     keys: Places
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AttentionPlan:
     """Groups that cover every query once; `restore` puts their results, laid end to end, back in row order."""
 

@@ -1,4 +1,4 @@
-"""The four layers that differ between platforms, and the one norm that is our own."""
+"""The layers that differ between platforms, and the one norm that is our own."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ class LayerSet:
     column_linear: Callable[..., nn.Module]
     row_linear: Callable[..., nn.Module]
     core_attention: Callable[..., nn.Module]
+    head_linear: Callable[[int, int], nn.Module]
+    """float32, from so many inputs to so many outputs, the same on every tensor rank: of the flow head"""
 
 
 def plain_layers() -> LayerSet:
@@ -55,6 +57,7 @@ def plain_layers() -> LayerSet:
         column_linear=ColumnParallelLinear,
         row_linear=RowParallelLinear,
         core_attention=PackedAttention,
+        head_linear=nn.Linear,
     )
 
 
@@ -68,10 +71,12 @@ def transformer_engine_layers() -> LayerSet:
     from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm, TERowParallelLinear
 
     from flagscale_vla.mcore.te_attention import TEPackedAttention
+    from flagscale_vla.mcore.te_layers import replicated_linear
 
     return LayerSet(
         norm=TENorm,
         column_linear=TEColumnParallelLinear,
         row_linear=TERowParallelLinear,
         core_attention=TEPackedAttention,
+        head_linear=replicated_linear,
     )

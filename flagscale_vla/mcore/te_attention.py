@@ -6,16 +6,20 @@ from typing import Any
 
 import torch
 from megatron.core.extensions.transformer_engine import TEDotProductAttention
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagscale_vla.mcore.attention import PackedAttention
+from flagscale_vla.mcore.packed_params import packed_params
 
 
 class TEPackedAttention(PackedAttention):
-    """`PackedAttention` whose kernel is Transformer Engine's; continuing a kept prefix stays with plain kernels."""
+    """`PackedAttention` whose kernel is Transformer Engine's where that can take what there is.
+
+    It cannot take float32 in packed rows; and its context parallelism wants every document cut in two pieces for each
+    rank, where our rows are cut as a whole. There, and where a kept prefix is continued, torch's kernels run.
+    """
 
     def __init__(
         self,
@@ -27,29 +31,18 @@ class TEPackedAttention(PackedAttention):
     ) -> None:
         super().__init__(config, layer_number, attn_mask_type, row_one_layers)
         self.mask_type = AttnMaskType.padding_causal if self.causal else AttnMaskType.padding
-        self.kernel: nn.Module = TEDotProductAttention(
-            config=config, layer_number=layer_number, attn_mask_type=self.mask_type, **rest
-        )
+        self.kernel: TEDotProductAttention | None = None
+        if self.context_size == 1 and config.params_dtype is not torch.float32:
+            self.kernel = TEDotProductAttention(
+                config=config, layer_number=layer_number, attn_mask_type=self.mask_type, **rest
+            )
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **rest: Any) -> Tensor:
         """As `PackedAttention.forward`."""
-        if self.cache is not None or self.context_size > 1:
+        if self.kernel is None or self.cache is not None:
             return super().forward(query, key, value, attention_mask, **rest)
-        packed = packed_params(attention_mask[self.row], query.device)
+        packed = packed_params(tuple(attention_mask[self.row].tolist()), query.device)
         result = self.kernel(
             query.squeeze(1), key.squeeze(1), value.squeeze(1), None, self.mask_type, packed_seq_params=packed
         )
         return result.reshape(len(query), 1, -1)
-
-
-def packed_params(bounds: Tensor, device: torch.device) -> PackedSeqParams:
-    """Megatron-core's description of documents, from their bounds i32[N+1] on the CPU."""
-    longest = int(bounds.diff().max())
-    cu_seqlens = bounds.unique_consecutive().to(device, non_blocking=True)
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_kv=cu_seqlens,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +11,21 @@ from torch import Tensor, nn
 
 from flagscale_vla.config.model import FlowConfig
 
+Linear = Callable[[int, int], nn.Module]
+"""A float32 linear layer from inputs and outputs: see `LayerSet.head_linear`."""
+
 
 class FlowInput(nn.Module):
     """States and noised action steps to language-model inputs; on the first stage."""
 
-    def __init__(self, config: FlowConfig, hidden: int) -> None:
+    def __init__(self, config: FlowConfig, hidden: int, linear: Linear) -> None:
         super().__init__()
         self.config = config
         self.hidden = hidden
-        self.state_proj = nn.Linear(config.width, hidden)
-        self.action_in_proj = nn.Linear(config.width, hidden)
-        self.action_time_mlp_in = nn.Linear(2 * hidden, hidden)
-        self.action_time_mlp_out = nn.Linear(hidden, hidden)
+        self.state_proj = linear(config.width, hidden)
+        self.action_in_proj = linear(config.width, hidden)
+        self.action_time_mlp_in = linear(2 * hidden, hidden)
+        self.action_time_mlp_out = linear(hidden, hidden)
 
     def states(self, states: Tensor) -> Tensor:
         """One input f32[Z, hidden] for each state f32[Z, A]."""
@@ -38,10 +42,10 @@ class FlowInput(nn.Module):
 class FlowOutput(nn.Module):
     """Hidden states to velocities; on the last stage. Linear throughout, as EO-1's default is."""
 
-    def __init__(self, config: FlowConfig, hidden: int) -> None:
+    def __init__(self, config: FlowConfig, hidden: int, linear: Linear) -> None:
         super().__init__()
-        inner = [nn.Linear(hidden, hidden) for _ in range(config.output_layers - 1)]
-        self.action_out_proj = nn.ModuleList([*inner, nn.Linear(hidden, config.width)])
+        inner = [linear(hidden, hidden) for _ in range(config.output_layers - 1)]
+        self.action_out_proj = nn.ModuleList([*inner, linear(hidden, config.width)])
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Velocities f32[..., A] at hidden states [..., hidden]."""

@@ -50,10 +50,10 @@ class VisionLanguageAction(MegatronModule):
         self.share_embeddings_and_output_weights = model.language.tied
         if first:
             self.vision = build_vision(model, parallel, platform)
-            self.flow_in = FlowInput(model.flow, model.language.hidden)
+            self.flow_in = FlowInput(model.flow, model.language.hidden, platform.layers.head_linear)
         self.language = language
         if last:
-            self.flow_out = FlowOutput(model.flow, model.language.hidden)
+            self.flow_out = FlowOutput(model.flow, model.language.hidden, platform.layers.head_linear)
 
     def shared_embedding_or_output_weight(self) -> Tensor | None:
         """The tied embedding, whose gradients Megatron-core sums over first and last stage."""
