@@ -93,7 +93,7 @@ def _check_names(model: ModelConfig, tensors: StoredTensors, folder: Path) -> bo
     Raises:
         ValueError: naming what is missing, left over, or of another shape.
     """
-    stored = {name for name in tensors.names if "/" not in name}
+    stored = set(tensors.weights)
     head = head_table(model)
     has_head = any(row.ours in stored for row in head)
     rows = name_table(model) + (head if has_head else [])
