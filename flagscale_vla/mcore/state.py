@@ -109,12 +109,25 @@ def shards_of(optimizer: MegatronOptimizer) -> dict[nn.Parameter, Shard]:
     """What this rank updates, by parameter; those it has no part of are left out."""
     found = {}
     for part in optimizer.chained_optimizers:
-        for parameter in part.model_param_gbuf_map:
+        for parameter, main in _updated(part):
             run = part._get_model_param_range_map(parameter)["param"]
-            tensors = part._get_main_param_and_optimizer_states(parameter)
-            state = {name: tensors[name] for name in MOMENTS if name in tensors}
-            found[parameter] = Shard(start=run.start, main=tensors["param"], state=state)
+            kept = part.optimizer.state[main]
+            state = {name: kept[name] for name in MOMENTS if name in kept}
+            found[parameter] = Shard(start=run.start, main=main, state=state)
     return found
+
+
+def _updated(part: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each parameter with its part that AdamW updates.
+
+    Megatron-core's own way from one to the other counts places in a group, and is wrong where a group holds parameters
+    of two precisions, as it does when the flow head and the backbone learn at one rate.
+    """
+    halves = (part.model_float16_groups, part.shard_fp32_from_float16_groups)
+    singles = (part.model_fp32_groups, part.shard_fp32_groups)
+    for groups in (halves, singles):
+        for parameters, mains in zip(*groups, strict=True):
+            yield from zip(parameters, mains, strict=True)
 
 
 def pieces_of(chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer, num_updates: int) -> Pieces:
