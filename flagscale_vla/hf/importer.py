@@ -6,6 +6,7 @@ Tensors pass through one by one, so that a model of any size needs the memory of
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -147,7 +148,7 @@ def without_backbone(tensors: Mapping[str, FileTensor]) -> dict[str, FileTensor]
 
 def _files_of(message: str, named: Mapping[str, FileTensor]) -> str:
     """The files of those tensors that a message names."""
-    files = sorted({tensor.file.name for name, tensor in named.items() if name in message.replace(",", " ").split()})
+    files = sorted({tensor.file.name for name, tensor in named.items() if name in re.split("[\\s,:]+", message)})
     return f" (in {', '.join(files)})" if files else ""
 
 
