@@ -28,6 +28,14 @@ class Dtype(Enum):
     bfloat16 = "bfloat16"
 
 
+class Fp8(Enum):
+    """Matrix products of the language model's layers in 8 bits, by Transformer Engine on a GPU; weights keep 16."""
+
+    none = "none"
+    hybrid = "hybrid"
+    """E4M3 forward, E5M2 backward (Micikevicius et al. 2022), each tensor scaled by its largest value at that moment"""
+
+
 class MatmulPrecision(Enum):
     """Precision inside float32 matrix products, as `torch.set_float32_matmul_precision` names it."""
 
@@ -41,6 +49,7 @@ class PlatformConfig:
 
     device: Device
     dtype: Dtype
+    fp8: Fp8
     matmul: MatmulPrecision
     """`medium` lets a CPU with bfloat16 units use them in float32 products: faster, about three digits"""
     threads: int
@@ -48,6 +57,9 @@ class PlatformConfig:
 
     def __post_init__(self) -> None:
         check(self.threads >= 0, "platform.threads", self.threads, "must not be negative", 0)
+        ok = self.fp8 is Fp8.none or (self.device is not Device.cpu and self.dtype is not Dtype.float32)
+        rule = "needs a GPU and its 16-bit numbers: not platform.device=cpu, nor platform.dtype=float32"
+        check(ok, "platform.fp8", self.fp8.value, rule, Fp8.none.value)
 
 
 class Recompute(Enum):

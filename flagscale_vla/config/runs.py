@@ -10,7 +10,10 @@ from flagscale_vla.config.checks import check, check_positive, check_seed
 from flagscale_vla.config.data import TOKEN_PIXELS, ActionConfig, DataConfig
 from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.config.optim import OptimConfig
-from flagscale_vla.config.parallel import ParallelConfig, PlatformConfig
+from flagscale_vla.config.parallel import Fp8, ParallelConfig, PlatformConfig
+
+FP8_SIDE = 16
+"""What each side of an 8-bit matrix product must be a multiple of."""
 
 
 class Verb(Enum):
@@ -82,6 +85,7 @@ class TrainRun:
         check_seed(self.seed)
         self._check_pictures()
         self._check_layout()
+        self._check_fp8()
 
     def _check_pictures(self) -> None:
         """Pictures are cut for Qwen's towers alone: InternVL's can be planned, imported and exported, not trained."""
@@ -126,6 +130,22 @@ class TrainRun:
         rule = f"must be a multiple of parallel.tensor={parallel.tensor}"
         passes = (vocab // parallel.tensor + 1) * parallel.tensor
         check(vocab % parallel.tensor == 0, "model.language.vocab", vocab, rule, passes)
+
+    def _check_fp8(self) -> None:
+        """Transformer Engine's 8-bit products want every side to be a multiple of 16. The vision tower has none."""
+        if self.platform.fp8 is Fp8.none:
+            return
+        parallel, language = self.parallel, self.model.language
+        sides = {
+            "model.language.hidden": language.hidden // parallel.tensor,
+            "model.language.intermediate": language.intermediate // parallel.tensor,
+            "model.language.heads": (language.heads + 2 * language.kv_heads) * language.head_dim // parallel.tensor,
+            "data.pack_length": self.data.pack_length
+            // (parallel.context * (parallel.tensor if parallel.sequence else 1)),
+        }
+        for key, side in sides.items():
+            rule = f"a rank's share of {key} would be {side}, which is no multiple of {FP8_SIDE}"
+            check(side % FP8_SIDE == 0, "platform.fp8", self.platform.fp8.value, rule, Fp8.none.value)
 
     @property
     def num_microbatches(self) -> int:
@@ -218,3 +238,6 @@ class EvalRun:
         check(0.0 < self.confidence < 1.0, "confidence", self.confidence, "must lie between 0 and 1", 0.95)
         check(0 <= self.videos <= self.episodes, "videos", self.videos, f"must lie in [0, episodes={self.episodes}]", 0)
         check_seed(self.seed)
+        fp8 = self.platform.fp8
+        rule = "is for training: a prompt may have any number of tokens, 8-bit products only multiples of 16"
+        check(fp8 is Fp8.none, "platform.fp8", fp8.value, rule, Fp8.none.value)

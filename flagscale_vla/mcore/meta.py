@@ -55,7 +55,7 @@ def meta_platform(config: PlatformConfig) -> Platform:
     install_cpu_stand_ins()
     on_gpu = config.device is Device.gpu or (config.device is Device.auto and count_gpus() > 0)
     dtype = DTYPES[Dtype.bfloat16 if on_gpu else Dtype.float32] if config.dtype is Dtype.auto else DTYPES[config.dtype]
-    return Platform(device=META, backend=dist.Backend.FAKE, dtype=dtype, layers=plain_layers())
+    return Platform(device=META, backend=dist.Backend.FAKE, dtype=dtype, layers=plain_layers(), fp8=False)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from flagscale_vla.config.checks import ConfigError
-from flagscale_vla.config.parallel import Device, Dtype, PlatformConfig
+from flagscale_vla.config.parallel import Device, Dtype, Fp8, PlatformConfig
 from flagscale_vla.mcore.cpu import install_cpu_stand_ins
 from flagscale_vla.mcore.layers import LayerSet, has_transformer_engine, plain_layers, transformer_engine_layers
 
@@ -23,6 +23,8 @@ class Platform:
     dtype: torch.dtype
     """of weights and activations; the flow head is float32 everywhere"""
     layers: LayerSet
+    fp8: bool
+    """whether the language model's layers multiply in 8 bits"""
 
     @property
     def name(self) -> str:
@@ -41,7 +43,7 @@ def choose_platform(config: PlatformConfig) -> Platform:
     """Choose what to compute on, and set precision and threads of the process accordingly.
 
     Raises:
-        ConfigError: where a GPU is asked for and there is none.
+        ConfigError: where a GPU or its 8-bit products are asked for and there are none.
     """
     torch.set_float32_matmul_precision(config.matmul.value)
     if config.threads:
@@ -53,21 +55,37 @@ def choose_platform(config: PlatformConfig) -> Platform:
             "This would pass: platform.device=cpu, with a model that fits, such as --config-name train_tiny_action"
         )
     wants_gpu = config.device is Device.gpu or (config.device is Device.auto and gpus > 0)
-    return _gpu(config.dtype) if wants_gpu else _cpu(config.dtype)
+    if config.fp8 is not Fp8.none:
+        _check_fp8(wants_gpu)
+    return _gpu(config) if wants_gpu else _cpu(config.dtype)
 
 
+FP8_CAPABILITY = (8, 9)
 DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 
 
 def _cpu(dtype: Dtype) -> Platform:
     install_cpu_stand_ins()
     return Platform(
-        device=torch.device("cpu"), backend="gloo", dtype=DTYPES.get(dtype, torch.float32), layers=plain_layers()
+        device=torch.device("cpu"),
+        backend="gloo",
+        dtype=DTYPES.get(dtype, torch.float32),
+        layers=plain_layers(),
+        fp8=False,
     )
 
 
-def _gpu(dtype: Dtype) -> Platform:
+def _check_fp8(on_gpu: bool) -> None:
+    if not (on_gpu and has_transformer_engine() and torch.cuda.get_device_capability() >= FP8_CAPABILITY):
+        raise ConfigError(
+            "platform.fp8=hybrid: needs Transformer Engine and a GPU of compute capability 8.9 (Ada, Hopper) or newer. "
+            "This would pass: platform.fp8=none"
+        )
+
+
+def _gpu(config: PlatformConfig) -> Platform:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     layers = transformer_engine_layers() if has_transformer_engine() else plain_layers()
-    return Platform(device=device, backend="nccl", dtype=DTYPES.get(dtype, torch.bfloat16), layers=layers)
+    dtype = DTYPES.get(config.dtype, torch.bfloat16)
+    return Platform(device=device, backend="nccl", dtype=dtype, layers=layers, fp8=config.fp8 is Fp8.hybrid)

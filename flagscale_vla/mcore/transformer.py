@@ -48,6 +48,7 @@ def language_transformer(config: LanguageConfig, parallel: ParallelConfig, platf
         sequence_parallel=parallel.sequence,
         add_bias_linear=False,
         **_recompute(parallel.language_recompute),
+        **_fp8(platform),
     )
 
 
@@ -65,6 +66,11 @@ def vision_transformer(config: VisionConfig, parallel: ParallelConfig, platform:
         add_bias_linear=True,
         **_recompute(parallel.vision_recompute),
     )
+
+
+def _fp8(platform: Platform) -> dict[str, object]:
+    """Megatron-core's settings of 8-bit products. Scales come from the tensor at hand: there is no state to save."""
+    return {"fp8": "hybrid", "fp8_recipe": "tensorwise"} if platform.fp8 else {}
 
 
 def _recompute(config: RecomputeConfig) -> dict[str, object]:

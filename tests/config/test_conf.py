@@ -125,6 +125,10 @@ optim.loss.text=-1
 optim.loss.flow=-1
 optim.loss.flow=0 optim.loss.text=0
 platform.threads=-1
+platform.fp8=hybrid platform.device=cpu
+platform.fp8=hybrid platform.dtype=float32
+platform.fp8=hybrid model.language.intermediate=520
+platform.fp8=hybrid parallel.tensor=2 model.language.intermediate=1040
 checkpoint.every=0
 checkpoint.keep=0
 report.every=0
@@ -159,6 +163,7 @@ videos=11
 processes=0
 seed=-1
 platform.threads=-1
+platform.fp8=hybrid
 """
 
 NO_WINDOWS = "model.vision.window_pixels=0 model.vision.full_attention_layers=[]"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flagscale_vla.config.checks import ConfigError
-from flagscale_vla.config.parallel import Device, Dtype, MatmulPrecision, ParallelConfig, PlatformConfig
+from flagscale_vla.config.parallel import Device, Dtype, Fp8, MatmulPrecision, ParallelConfig, PlatformConfig
 from flagscale_vla.mcore import platform as mcore_platform
 from launch import ranks
 from tests.settings import load_training
@@ -29,7 +29,7 @@ def layout(*, data: int = 1, hosts: int = 1) -> ParallelConfig:
 
 def on(device: Device) -> PlatformConfig:
     """A platform by its device."""
-    return PlatformConfig(device=device, dtype=Dtype.auto, matmul=MatmulPrecision.highest, threads=0)
+    return PlatformConfig(device=device, dtype=Dtype.auto, fp8=Fp8.none, matmul=MatmulPrecision.highest, threads=0)
 
 
 def test_a_run_over_hosts_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:

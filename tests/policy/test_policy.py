@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flagscale_vla.config.checks import ConfigError
-from flagscale_vla.config.parallel import Device, Dtype, MatmulPrecision, PlatformConfig
+from flagscale_vla.config.parallel import Device, Dtype, Fp8, MatmulPrecision, PlatformConfig
 from flagscale_vla.policy.client import PolicyClient, open_policy
 from flagscale_vla.records import Observation
 from flagscale_vla.train.pretrain import run
@@ -17,7 +17,7 @@ from tests.samples import SAWYER, picture
 from tests.train.settings import small_run
 from tests.train.weights import write_small_shards
 
-PLATFORM = PlatformConfig(device=Device.cpu, dtype=Dtype.auto, matmul=MatmulPrecision.highest, threads=1)
+PLATFORM = PlatformConfig(device=Device.cpu, dtype=Dtype.auto, fp8=Fp8.none, matmul=MatmulPrecision.highest, threads=1)
 
 
 def observation(seed: int, instruction: str = "open the door", **changes: object) -> Observation:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flagscale_vla.config.checks import ConfigError
-from flagscale_vla.config.parallel import Device, Dtype, MatmulPrecision, PlatformConfig
+from flagscale_vla.config.parallel import Device, Dtype, Fp8, MatmulPrecision, PlatformConfig
 from flagscale_vla.config.runs import EvalRun
 from flagscale_vla.data.shards import ShardWriter
 from flagscale_vla.records import Action, Image, State, Text
@@ -49,7 +49,9 @@ SETTINGS = EvalRun(
     videos=1,
     processes=1,
     seed=0,
-    platform=PlatformConfig(device=Device.cpu, dtype=Dtype.auto, matmul=MatmulPrecision.highest, threads=1),
+    platform=PlatformConfig(
+        device=Device.cpu, dtype=Dtype.auto, fp8=Fp8.none, matmul=MatmulPrecision.highest, threads=1
+    ),
 )
 RULES = Rules(seed=0, max_steps=30, execute_steps=4, image_pixels=64)
 
