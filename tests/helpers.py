@@ -6,7 +6,8 @@ import os
 import pickle
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,16 @@ from typing import Any
 import torch
 import torch.multiprocessing
 from torch.distributed import TCPStore
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A call `fn(rank, *args)` in each of `world_size` processes; an error names the job."""
+
+    name: str
+    fn: Callable[..., Any]
+    world_size: int
+    args: tuple[Any, ...] = ()
 
 
 def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
@@ -27,14 +38,26 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
         torch.multiprocessing.ProcessRaisedException: with the trace of the rank that failed; the others are ended.
         TimeoutError: when the ranks have not all finished after `timeout_s` seconds; all are ended.
     """
-    # The parent holds the store on a port the system chose, as torchrun's agent does: no port can be lost to a race.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+    return run_jobs([Job(fn.__name__, fn, world_size, args)], timeout_s=timeout_s)[0]
+
+
+def run_jobs(jobs: Sequence[Job], *, timeout_s: float = 120.0) -> list[list[Any]]:
+    """Run jobs one after another in one pool of processes, each in the first `world_size` of them; as `run_ranks`.
+
+    To start processes that import torch and Megatron-core takes longer than most jobs. Returns results by job and rank.
+    """
+    # The parent holds each job's store on a port the system chose, as torchrun's agent does: none is lost to a race.
+    timeout = timedelta(seconds=timeout_s)
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timeout) for _ in jobs]
+    ports = [store.port for store in stores]
+    size = max(job.world_size for job in jobs)
     with tempfile.TemporaryDirectory() as folder:
         ranks = torch.multiprocessing.start_processes(
-            _run_rank, (fn, args, world_size, store.port, folder), nprocs=world_size, join=False, start_method="spawn"
+            _run_rank, (jobs, ports, folder), nprocs=size, join=False, start_method="spawn"
         )
         _wait(ranks, timeout_s)
-        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world_size)]
+        by_rank = [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(size)]
+    return [[by_rank[rank][place] for rank in range(job.world_size)] for place, job in enumerate(jobs)]
 
 
 def _wait(ranks: Any, timeout_s: float) -> None:
@@ -51,12 +74,19 @@ def _wait(ranks: Any, timeout_s: float) -> None:
                 process.join()
 
 
-def _run_rank(rank: int, fn: Callable[..., Any], args: tuple[Any, ...], world_size: int, port: int, out: str) -> None:
+def _run_rank(rank: int, jobs: Sequence[Job], ports: Sequence[int], out: str) -> None:
+    torch.set_num_threads(1)
+    pairs = zip(jobs, ports, strict=True)
+    results = [_run_job(rank, job, port) if rank < job.world_size else None for job, port in pairs]
+    (Path(out) / str(rank)).write_bytes(pickle.dumps(results))
+
+
+def _run_job(rank: int, job: Job, port: int) -> Any:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
+        WORLD_SIZE=str(job.world_size),
+        LOCAL_WORLD_SIZE=str(job.world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         # The store is already there: join it instead of opening one on rank 0.
@@ -64,8 +94,11 @@ def _run_rank(rank: int, fn: Callable[..., Any], args: tuple[Any, ...], world_si
         TORCHELASTIC_RESTART_COUNT="0",
         OMP_NUM_THREADS="1",
     )
-    torch.set_num_threads(1)
-    result = fn(rank, *args)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    (Path(out) / str(rank)).write_bytes(pickle.dumps(result))
+    try:
+        return job.fn(rank, *job.args)
+    except BaseException as error:
+        error.add_note(f"in job {job.name}")
+        raise
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -73,10 +73,12 @@ class Recompute(Enum):
 
 
 class RecomputeModule(Enum):
-    """A part of a layer that `selective` can recompute, as Megatron-core names it."""
+    """A part of a layer that `selective` can recompute, as Megatron-core names it.
+
+    Its `layernorm` is left out: Megatron-core 0.16 recomputes norms with Transformer Engine alone.
+    """
 
     core_attn = "core_attn"
-    layernorm = "layernorm"
     mlp = "mlp"
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from math import gcd
 
 from flagscale_vla.config.checks import check, check_positive, check_seed
 from flagscale_vla.config.data import TOKEN_PIXELS, ActionConfig, DataConfig
+from flagscale_vla.config.layout import check_layout, check_rows
 from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.config.optim import OptimConfig
 from flagscale_vla.config.parallel import Fp8, ParallelConfig, PlatformConfig
@@ -84,7 +84,9 @@ class TrainRun:
             check_positive(name, self.__getattribute__(name))
         check_seed(self.seed)
         self._check_pictures()
-        self._check_layout()
+        check_layout(self.model, self.parallel)
+        least = self.data.image.max_pixels // TOKEN_PIXELS + self.action.horizon + 1
+        check_rows(self.parallel, self.data.pack_length, least, self.global_packs)
         self._check_fp8()
 
     def _check_pictures(self) -> None:
@@ -93,43 +95,6 @@ class TrainRun:
         ok = kind is not VisionKind.internvit or self.verb is not Verb.run
         rule = "pictures of samples are cut in patches for Qwen's vision towers alone, so this model cannot be trained"
         check(ok, "model.vision.kind", kind.value, rule, VisionKind.qwen2_vl.value)
-
-    def _check_layout(self) -> None:
-        parallel, model = self.parallel, self.model
-        split = {
-            "model.language.heads": model.language.heads,
-            "model.language.kv_heads": model.language.kv_heads,
-            "model.language.intermediate": model.language.intermediate,
-            "model.vision.heads": model.vision.heads,
-            "model.vision.intermediate": model.vision.intermediate,
-        }
-        tensor = parallel.tensor
-        passes = largest_divisor(gcd(*split.values()), tensor)
-        for key, size in split.items():
-            check(size % tensor == 0, "parallel.tensor", tensor, f"must divide {key}={size}", passes)
-        layers = model.language.layers
-        rule = f"must divide model.language.layers={layers}"
-        passes = largest_divisor(layers, parallel.pipeline)
-        check(layers % parallel.pipeline == 0, "parallel.pipeline", parallel.pipeline, rule, passes)
-        self._check_sizes()
-
-    def _check_sizes(self) -> None:
-        parallel = self.parallel
-        zigzag = 2 * parallel.context if parallel.context > 1 else 1
-        unit = zigzag * (parallel.tensor if parallel.sequence else 1)
-        length = self.data.pack_length
-        rule = f"must be a multiple of {unit} (2 x parallel.context, x parallel.tensor with parallel.sequence)"
-        check(length % unit == 0, "data.pack_length", length, rule, (length // unit + 1) * unit)
-        least = self.data.image.max_pixels // TOKEN_PIXELS + self.action.horizon + 1
-        rule = f"must hold a picture of data.image.max_pixels and a chunk of action.horizon: {least} tokens and more"
-        check(length >= least, "data.pack_length", length, rule, (2 * least // unit + 1) * unit)
-        rule = f"must be a multiple of parallel.data={parallel.data}"
-        passes = (self.global_packs // parallel.data + 1) * parallel.data
-        check(self.global_packs % parallel.data == 0, "global_packs", self.global_packs, rule, passes)
-        vocab = self.model.language.vocab
-        rule = f"must be a multiple of parallel.tensor={parallel.tensor}"
-        passes = (vocab // parallel.tensor + 1) * parallel.tensor
-        check(vocab % parallel.tensor == 0, "model.language.vocab", vocab, rule, passes)
 
     def _check_fp8(self) -> None:
         """Transformer Engine's 8-bit products want every side to be a multiple of 16. The vision tower has none."""
@@ -151,11 +116,6 @@ class TrainRun:
     def num_microbatches(self) -> int:
         """Rows each data-parallel rank runs in one optimizer step."""
         return self.global_packs // self.parallel.data
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit`."""
-    return max(d for d in range(1, max(1, limit) + 1) if number % d == 0)
 
 
 class Tier(Enum):

@@ -41,6 +41,7 @@ output=''
 steps=0
 global_packs=0
 global_packs=3 parallel.data=2
+global_packs=3 parallel.pipeline=2 parallel.virtual=2
 seed=-1
 model.vision.layers=0
 model.vision.hidden=-192
@@ -102,8 +103,25 @@ parallel.tensor=3
 parallel.tensor=2 model.vision.intermediate=513
 parallel.tensor=2 model.language.intermediate=513
 parallel.tensor=4
+parallel.tensor=3 model.language.intermediate=513 model.vision.intermediate=513
+parallel.tensor=6 model.language.intermediate=516 model.vision.intermediate=516
 parallel.pipeline=0
 parallel.pipeline=3
+parallel.pipeline=3 parallel.virtual=2
+parallel.virtual=0
+parallel.virtual=2
+parallel.virtual=3 parallel.pipeline=2
+parallel.first_layers=-1
+parallel.first_layers=1
+parallel.first_layers=4 parallel.pipeline=2
+parallel.first_layers=2 parallel.pipeline=4
+parallel.first_layers=1 parallel.pipeline=2 parallel.virtual=2
+parallel.overlap_param_gather=true parallel.overlap_grad_reduce=false
+parallel.language_recompute.layers=0
+parallel.language_recompute.layers=3 parallel.language_recompute.granularity=full
+parallel.language_recompute.layers=2 parallel.language_recompute.granularity=full parallel.pipeline=4
+parallel.vision_recompute.layers=3 parallel.vision_recompute.granularity=full
+parallel.vision_recompute.modules=[] parallel.vision_recompute.granularity=selective
 parallel.context=0
 parallel.data=0
 parallel.hosts=0

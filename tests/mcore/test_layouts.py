@@ -4,94 +4,153 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing
+from safetensors.torch import load_file, save_file
 
 from flagscale_vla.mcore.engine import Engine
 from flagscale_vla.mcore.platform import choose_platform
 from flagscale_vla.mcore.topology import Topology
 from flagscale_vla.model.vla import VisionLanguageAction
 from flagscale_vla.train.objective import objective
-from tests.helpers import run_ranks
-from tests.model.rows import ACTIONS, IMAGES, TEXT_ONLY, make_row, settings
+from tests.helpers import Job, run_jobs
+from tests.mcore.gradients import whole_gradients
+from tests.model.rows import ACTIONS, IMAGES, TEXT_ONLY, Document, make_row, settings
 
 TOLERANCE = 1e-5
+NUM_TENSORS = 60
+"""Fewer would mean that a part of the model is not compared."""
+
+TP2, TP4 = "parallel.tensor=2", "parallel.tensor=4"
+SP = "parallel.sequence=true"
+PP2, PP4 = "parallel.pipeline=2", "parallel.pipeline=4"
+VPP2 = "parallel.virtual=2"
+CP2, CP4 = "parallel.context=2", "parallel.context=4"
+DP2, DP4 = "parallel.data=2", "parallel.data=4"
+SIX_LAYERS = "model.language.layers=6"
+UNTIED = "model.language.tied=false"
+LATE = ["parallel.overlap_grad_reduce=false", "parallel.overlap_param_gather=false"]
+SELECTIVE = [
+    f"parallel.{part}_recompute.{setting}"
+    for part in ("language", "vision")
+    for setting in ("granularity=selective", "modules=[core_attn,mlp]")
+]
+FULL = ["parallel.language_recompute.granularity=full", "parallel.vision_recompute.granularity=full"]
+BLOCK = [*FULL, "parallel.language_recompute.method=block", "parallel.vision_recompute.layers=2"]
+
 LAYOUTS = {
-    "TP2": ["parallel.tensor=2"],
-    "TP2+SP": ["parallel.tensor=2", "parallel.sequence=true"],
-    "PP2": ["parallel.pipeline=2"],
-    "CP2": ["parallel.context=2"],
-    "DP2": ["parallel.data=2"],
-    "TP2xPP2": ["parallel.tensor=2", "parallel.pipeline=2"],
+    "TP2": [TP2],
+    "TP2+SP": [TP2, SP],
+    "TP4": [TP4],
+    "TP4+SP": [TP4, SP],
+    "PP2": [PP2],
+    "PP2, untied": [PP2, UNTIED],
+    "PP2, 1 layer first": [PP2, "parallel.first_layers=1"],
+    "PP2+VPP2": [PP2, VPP2],
+    "PP2+VPP2, 2 layers first": [PP2, VPP2, "parallel.first_layers=2", SIX_LAYERS],
+    "PP4": [PP4, *BLOCK],
+    "PP4, 3 layers first": [PP4, "parallel.first_layers=3", SIX_LAYERS],
+    "CP2": [CP2],
+    "CP4": [CP4, *SELECTIVE],
+    "DP2": [DP2],
+    "DP2 without overlap": [DP2, *LATE],
+    "DP4": [DP4, *FULL],
+    "TP2xPP2": [TP2, PP2],
+    "TP2xDP2": [TP2, DP2],
+    "TP2+SPxCP2": [TP2, SP, CP2, *SELECTIVE],
+    "PP2xCP2": [PP2, CP2],
+    "PP2+VPP2xDP2": [PP2, VPP2, DP2],
+    "TP2xPP2xDP2": [TP2, PP2, DP2],
+    "TP2xCP2xDP2": [TP2, CP2, DP2, *SELECTIVE],
+    "TP2xPP2xCP2": [TP2, PP2, CP2, *FULL],
+    "TP4+SPxPP2": [TP4, SP, PP2, *FULL],
+    "TP2+SPxPP2+VPP2xDP2": [TP2, SP, PP2, VPP2, DP2],
+    "TP2+SPxPP2+VPP2xCP2": [TP2, SP, PP2, VPP2, CP2, *SELECTIVE],
+    "TP2xPP2xDP2, untied": [TP2, PP2, DP2, UNTIED],
 }
-STEPS = {
-    "text only": [TEXT_ONLY, TEXT_ONLY[:2]],
-    "images without actions": [IMAGES, IMAGES[:1]],
-    "actions": [ACTIONS, ACTIONS[:2]],
-    "1 row of all": [[*TEXT_ONLY, *IMAGES, *ACTIONS]],
-    "4 rows of all": [TEXT_ONLY, IMAGES, ACTIONS, [*IMAGES, *ACTIONS]],
+
+Row = list[Document]
+MIXED: list[Row] = [TEXT_ONLY, IMAGES, ACTIONS, [TEXT_ONLY[0], IMAGES[1], ACTIONS[0]]]
+STEPS: dict[str, list[Row]] = {
+    "text only": [TEXT_ONLY, TEXT_ONLY[:2], TEXT_ONLY[1:], TEXT_ONLY[::-1]],
+    "images without actions": [IMAGES, IMAGES[:1], IMAGES[1:], IMAGES[::-1]],
+    "actions": [ACTIONS, ACTIONS[:2], ACTIONS[1:], ACTIONS[::-1]],
+    "all kinds": MIXED,
 }
-"""Rows of one optimizer step. One rank runs 1, 2 or 4 micro-batches; 2 data-parallel ranks run 1 or 2."""
+"""Rows of one optimizer step: four, so that every layout has as many micro-batches as its schedule needs."""
 
-NUM_TENSORS = 35
-"""Fewer would mean that a part of the model is not compared. A layer's tensors are stored as one, over all layers."""
+# Eight heads and two of keys and values: four tensor ranks share two.
+MODEL = ["model.language.heads=8", "model.language.mrope_sections=[1,1,2]", "data.pack_length=128"]
 
 
-def steps(rank: int, overrides: list[str], folder: str) -> dict[str, list[float]]:
-    """One step on each set of rows: both losses' sums and the gradient's norm. Leaves the gradients in the folder."""
-    # Without momentum the first moment after a step is the gradient itself.
-    run = settings("optim.beta1=0.0", "optim.clip=1.0e9", "global_packs=2", *overrides)
+def model_of(overrides: list[str]) -> str:
+    """Which model a layout is of: a name for the one rank's results that it is compared to."""
+    return ",".join(override for override in overrides if override.startswith("model.")) or "tied"
+
+
+def steps(rank: int, overrides: list[str], folder: str, layout: str) -> dict[str, Any]:
+    """One step on each set of rows: losses, gradient norm and, on rank 0, how far each gradient is from one rank's.
+
+    The one rank itself leaves its gradients in the folder.
+    """
+    run = settings(*MODEL, "optim.clip=1.0e9", "global_packs=4", *overrides)
     platform = choose_platform(run.platform)
     topology = Topology.start(run.parallel, platform)
-    losses = {}
+    build = partial(VisionLanguageAction, run.model, run.parallel, platform, topology)
+    engine = Engine(build, objective, run, topology, platform)
+    seen = {}
     for name, rows in STEPS.items():
-        if len(rows) < topology.dp_size:
-            continue
-        stage = partial(VisionLanguageAction, run.model, run.parallel, platform, topology)
-        engine = Engine(stage, objective, run, topology, platform)
         batches = [make_row(documents, run.data.pack_length, seed) for seed, documents in enumerate(rows)]
         result = engine.train_step(batches[topology.dp_rank :: topology.dp_size], 0.0)
-        losses[name] = [float(result.losses.ce), float(result.losses.flow), result.grad_norm]
-        engine.save(Path(folder) / name)
+        losses = [float(result.losses.ce), float(result.losses.flow), result.grad_norm]
+        gradients = whole_gradients(engine)
+        file = Path(folder) / f"{model_of(overrides)} {name}.safetensors"
+        if not layout:
+            save_file(gradients, file)
+        seen[name] = {"losses": losses, "errors": compare(load_file(file), gradients) if rank == 0 else {}}
     topology.stop()
-    return losses
+    return seen
 
 
-def gradient_errors(rank: int, folders: tuple[str, str]) -> dict[str, dict[str, float]]:
-    """Relative difference of every gradient, by set of rows and name."""
-    Topology.start(settings().parallel, choose_platform(settings().platform))
-    steps = [path.name for path in Path(folders[1]).iterdir()]
-    one, many = ({name: load_gradients(Path(folder) / name) for name in steps} for folder in folders)
-    return {step: {name: relative(one[step][name], many[step][name]) for name in one[step]} for step in steps}
-
-
-def load_gradients(folder: Path) -> dict[str, torch.Tensor]:
-    tensors = dist_checkpointing.load_plain_tensors(str(folder))
-    return {name: value for name, value in tensors.items() if "exp_avg." in name}
+def compare(one: dict[str, torch.Tensor], many: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Relative difference of every gradient by name; infinite where one side has none."""
+    names = one.keys() | many.keys()
+    return {name: relative(one[name], many[name]) if name in one and name in many else torch.inf for name in names}
 
 
 def relative(one: torch.Tensor, many: torch.Tensor) -> float:
     return float((one - many).norm() / one.norm().clamp(min=1e-6))
 
 
+Grid = dict[str, list[dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[float]], str]:
-    folder = str(tmp_path_factory.mktemp("one"))
-    return run_ranks(steps, 1, [], folder)[0], folder
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
+    """What every rank of every layout saw, and one rank alone for each model; one pool of processes for all."""
+    folder = str(tmp_path_factory.mktemp("gradients"))
+    models = {model_of(overrides): [x for x in overrides if x.startswith("model.")] for overrides in LAYOUTS.values()}
+    jobs = [Job(model, steps, 1, (overrides, folder, "")) for model, overrides in models.items()]
+    for layout, overrides in LAYOUTS.items():
+        world_size = settings(*MODEL, "global_packs=4", *overrides).parallel.world_size
+        jobs.append(Job(layout, steps, world_size, (overrides, folder, layout)))
+    return dict(zip([job.name for job in jobs], run_jobs(jobs, timeout_s=600.0), strict=True))
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_equals_one_rank(layout: str, one_rank: tuple[dict, str], tmp_path: Path) -> None:
-    expected, folder = one_rank
-    overrides = LAYOUTS[layout]
-    world_size = settings(*overrides, "global_packs=2").parallel.world_size
-    for losses in run_ranks(steps, world_size, overrides, str(tmp_path)):
-        assert len(losses) >= len(STEPS) - 1
-        assert losses == {name: pytest.approx(expected[name], rel=TOLERANCE) for name in losses}
-    errors = run_ranks(gradient_errors, 1, (folder, str(tmp_path)))[0]
-    assert all(len(step) >= NUM_TENSORS for step in errors.values())
-    wrong = {(step, name): e for step, names in errors.items() for name, e in names.items() if e > TOLERANCE}
+def test_a_layout_equals_one_rank(layout: str, grid: Grid) -> None:
+    (expected,) = grid[model_of(LAYOUTS[layout])]
+    wrong: dict[str, Any] = {}
+    for rank, seen in enumerate(grid[layout]):
+        for rows, result in seen.items():
+            if result["losses"] != pytest.approx(expected[rows]["losses"], rel=TOLERANCE):
+                wrong[f"{layout}, {rows}, rank {rank}: losses and gradient norm"] = result["losses"]
+            for name, error in result["errors"].items():
+                if not error <= TOLERANCE:
+                    wrong[f"{layout}, {rows}: gradient of {name}"] = error
     assert wrong == {}
+    assert all(len(grid[layout][0][rows]["errors"]) >= NUM_TENSORS for rows in STEPS)
