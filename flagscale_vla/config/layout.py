@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from flagscale_vla.config.checks import check
 from flagscale_vla.config.model import LanguageConfig, ModelConfig
-from flagscale_vla.config.parallel import ParallelConfig
+from flagscale_vla.config.parallel import ParallelConfig, Recompute, RecomputeModule
 
 Rule = tuple[str, bool]
 """What must hold, and whether it does."""
@@ -22,7 +22,13 @@ def check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
     _check_stages(model.language.layers, parallel)
     per_chunk = [count // parallel.virtual for count in parallel.stage_layers(model.language.layers)]
     parallel.language_recompute.check("parallel.language_recompute", per_chunk)
-    parallel.vision_recompute.check("parallel.vision_recompute", [model.vision.layers])
+    vision = parallel.vision_recompute
+    vision.check("parallel.vision_recompute", [model.vision.layers])
+    modules = [module.value for module in vision.modules]
+    ok = vision.granularity is not Recompute.selective or modules == [RecomputeModule.core_attn.value]
+    rule = "must be core_attn alone: Megatron-core 0.16 cannot recompute an MLP with biases, as the vision tower's is"
+    shown = f"[{','.join(modules)}]"
+    check(ok, "parallel.vision_recompute.modules", shown, rule, "[core_attn]")
 
 
 def _check_tensor(model: ModelConfig, tensor: int) -> None:

@@ -121,6 +121,7 @@ parallel.language_recompute.layers=0
 parallel.language_recompute.layers=3 parallel.language_recompute.granularity=full
 parallel.language_recompute.layers=2 parallel.language_recompute.granularity=full parallel.pipeline=4
 parallel.vision_recompute.layers=3 parallel.vision_recompute.granularity=full
+parallel.vision_recompute.modules=[mlp] parallel.vision_recompute.granularity=selective
 parallel.vision_recompute.modules=[] parallel.vision_recompute.granularity=selective
 parallel.context=0
 parallel.data=0

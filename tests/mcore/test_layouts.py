@@ -33,9 +33,9 @@ SIX_LAYERS = "model.language.layers=6"
 UNTIED = "model.language.tied=false"
 LATE = ["parallel.overlap_grad_reduce=false", "parallel.overlap_param_gather=false"]
 SELECTIVE = [
-    f"parallel.{part}_recompute.{setting}"
-    for part in ("language", "vision")
-    for setting in ("granularity=selective", "modules=[core_attn,mlp]")
+    "parallel.language_recompute.granularity=selective",
+    "parallel.language_recompute.modules=[core_attn,mlp]",
+    "parallel.vision_recompute.granularity=selective",
 ]
 FULL = ["parallel.language_recompute.granularity=full", "parallel.vision_recompute.granularity=full"]
 BLOCK = [*FULL, "parallel.language_recompute.method=block", "parallel.vision_recompute.layers=2"]
