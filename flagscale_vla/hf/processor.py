@@ -95,8 +95,8 @@ def token_ids(checkpoint: Checkpoint) -> dict[str, int]:
     Raises:
         ValueError: the tokenizer lacks a token that it needs.
     """
-    internvl = checkpoint.model.vision.kind is VisionKind.internvit
-    tokens = SPECIAL | ({"image_token_id": INTERN_TOKENS["context_image_token"]} if internvl else {})
+    context = INTERN_TOKENS["context_image_token"]
+    tokens = SPECIAL | ({"image_token_id": context} if checkpoint.tokenizer.token_to_id(context) is not None else {})
     known = {key: checkpoint.tokenizer.token_to_id(token) for key, token in tokens.items()}
     ids = {key: number for key, number in known.items() if number is not None}
     if checkpoint.hf is not None and checkpoint.recipe is None:
