@@ -30,7 +30,7 @@ GIB, MIB = 2**30, 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """The first rank of a pipeline stage. Its tensor ranks are of one size, and no data-parallel rank holds more."""
+    """The first rank of a pipeline stage. Its others hold as much, but for where padding falls in their shares."""
 
     rank: int
     number: int
@@ -74,7 +74,8 @@ def layouts(parallel: ParallelConfig) -> list[ParallelConfig]:
 
 def build_stages(run: TrainRun, parallel: ParallelConfig, platform: Platform) -> list[Stage]:
     """Instantiate the first rank of every pipeline stage: model, gradient buffers and optimizer."""
-    sized = replace(run, parallel=parallel, global_packs=parallel.data)
+    # As many rows as any layout of these degrees takes: a rank holds the same whatever their number.
+    sized = replace(run, parallel=parallel, global_packs=parallel.data * parallel.pipeline)
     return [build_stage(sized, platform, number) for number in range(parallel.pipeline)]
 
 
