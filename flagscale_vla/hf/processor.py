@@ -126,6 +126,9 @@ def write_processor(checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer, 
     write_json(folder / "video_preprocessor_config.json", {"video_processor_type": kind, **videos})
     write_json(folder / "generation_config.json", _generation(checkpoint))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, processor, internvl))
+    if internvl:
+        tokens = (checkpoint.model.vision.tile_side // PATCH_MERGE) ** 2
+        write_json(folder / "processor_config.json", {"processor_class": processor, "image_seq_length": tokens})
     system = checkpoint.recipe["system_prompt"] if checkpoint.recipe else SYSTEM
     parts = PARTS | ({"image": "<IMG_CONTEXT>\n", "video": "<video>\n"} if internvl else {})
     (folder / "chat_template.jinja").write_text(chat_template(system, parts), encoding="utf-8")

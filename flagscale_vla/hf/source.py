@@ -36,14 +36,14 @@ class FileTensor:
         return f"tensor {self.name} in {self.file}"
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own: the file is closed again, so that its pages are not kept.
+        """The tensor, read-only: pages of its file, which are given back with it, so that no other's are ever held.
 
         Raises:
             ValueError: naming the file, where it is damaged.
         """
         try:
             with safe_open(self.file, framework="pt") as opened:
-                return opened.get_tensor(self.name).clone()
+                return opened.get_tensor(self.name)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self} cannot be read: {error}") from error
 
