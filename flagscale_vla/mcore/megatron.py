@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.enums import ModelType
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
@@ -27,6 +28,7 @@ __all__ = [
     "ModelType",
     "TransformerConfig",
     "column_linear",
+    "gather_context_rows",
     "gather_rows",
     "output_linear",
     "row_linear",
@@ -102,6 +104,11 @@ def gather_rows(hidden: Tensor, config: TransformerConfig) -> Tensor:
     if not config.sequence_parallel:
         return hidden
     return gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+
+
+def gather_context_rows(rows: Tensor) -> Tensor:
+    """Rows [R, ...] of every context rank, one rank's after the other's; their gradients are summed over the ranks."""
+    return gather_from_sequence_parallel_region(rows, group=parallel_state.get_context_parallel_group())
 
 
 def unwrap(model: Any) -> Any:

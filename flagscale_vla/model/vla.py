@@ -15,6 +15,7 @@ from flagscale_vla.mcore.platform import Platform
 from flagscale_vla.mcore.topology import Topology
 from flagscale_vla.model.flow import FlowInput, FlowOutput, noised
 from flagscale_vla.model.language import LanguageModel
+from flagscale_vla.model.shares import run_shared
 from flagscale_vla.model.towers import build_vision
 from flagscale_vla.records import PackedBatch
 
@@ -78,7 +79,7 @@ class VisionLanguageAction(MegatronModule):
         """Inputs [S, H] of the whole row: words, and in their slots images, states and noised actions."""
         steps = noised(batch.actions, batch.noise, batch.time)
         parts = [
-            self.vision(batch.pixels, batch.grid),
+            run_shared(self.vision, batch.pixels, batch.grid, self.cp_size, self.cp_rank),
             self.flow_in.states(batch.states),
             self.flow_in.actions(steps, batch.time).flatten(0, 1),
         ]
