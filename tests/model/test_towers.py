@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from flagscale_vla.config.model import ModelConfig
 from flagscale_vla.hf.table import name_table
-from flagscale_vla.mcore.platform import choose_platform
+from flagscale_vla.mcore.platform import Platform, choose_platform
 from flagscale_vla.mcore.topology import Topology
 from flagscale_vla.model.tiles import DUMMY, plan_tiles
 from flagscale_vla.model.towers import build_vision
@@ -41,11 +40,27 @@ def in_tensor_order(name: str, whole: torch.Tensor, ranks: int, gated: bool) -> 
     return whole.unflatten(0, (2, ranks, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def gradients(rank: int, family: str, ranks: int) -> dict[str, np.ndarray]:
-    """Tokens and gradients of this rank, of one random product of the tokens."""
-    run = settings(*FAMILIES[family], f"parallel.tensor={ranks}")
+RECOMPUTE = {
+    "keep": [],
+    "full": ["parallel.vision_recompute.granularity=full"],
+    "selective": [
+        "parallel.vision_recompute.granularity=selective",
+        "parallel.vision_recompute.modules=[core_attn]",
+    ],
+}
+CASES = [(family, recompute) for family in FAMILIES for recompute in RECOMPUTE]
+
+
+def gradients(rank: int, ranks: int) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """Tokens and gradients of this rank for every case, of one product of the tokens."""
+    run = settings(f"parallel.tensor={ranks}")
     platform = choose_platform(run.platform)
     Topology.start(run.parallel, platform)
+    return {case: gradients_of(*case, rank, ranks, platform) for case in CASES}
+
+
+def gradients_of(family: str, recompute: str, rank: int, ranks: int, platform: Platform) -> dict[str, np.ndarray]:
+    run = settings(*FAMILIES[family], *RECOMPUTE[recompute], f"parallel.tensor={ranks}")
     tower = build_vision(run.model, run.parallel, platform)
     for name, parameter in tower.named_parameters():
         whole = in_tensor_order(name, weights(run.model)[name], ranks, gated=family == "qwen2_5_vl")
@@ -55,24 +70,27 @@ def gradients(rank: int, family: str, ranks: int) -> dict[str, np.ndarray]:
     batch = make_row(documents, 256, kind=run.model.vision.kind)
     tokens = tower(batch.pixels, batch.grid)
     (tokens * torch.linspace(-1.0, 1.0, tokens.numel()).reshape(tokens.shape)).sum().backward()
-    dist.barrier()
     found = {name: parameter.grad.numpy() for name, parameter in tower.named_parameters()}
     return {"tokens": tokens.detach().numpy(), **found}
 
 
+@pytest.fixture(scope="module")
+def found() -> tuple[dict, list[dict]]:
+    """Of one rank, and of each of two."""
+    return run_ranks(gradients, 1, 1)[0], run_ranks(gradients, 2, 2)
+
+
 @pytest.mark.ranks
-@pytest.mark.parametrize("family", FAMILIES)
-def test_two_tensor_ranks_equal_one(family: str) -> None:
-    (one,) = run_ranks(gradients, 1, family, 1)
-    many = run_ranks(gradients, 2, family, 2)
+@pytest.mark.parametrize(("family", "recompute"), CASES)
+def test_two_tensor_ranks_equal_one(family: str, recompute: str, found: tuple[dict, list[dict]]) -> None:
+    one, many = found[0][family, "keep"], [rank[family, recompute] for rank in found[1]]
     assert len(one) == TENSORS[family] + 1
     for name, expected in one.items():
         whole = in_tensor_order(name, torch.from_numpy(expected), 2, gated=family == "qwen2_5_vl")
-        for rank, found in enumerate(many):
-            wanted = part(whole, found[name].shape, rank)
-            error = (torch.from_numpy(found[name]) - wanted).norm() / wanted.norm()
-            assert error < TOLERANCE, name
+        for rank, parts in enumerate(many):
+            wanted = part(whole, parts[name].shape, rank)
             assert wanted.norm() > 0, name
+            assert (torch.from_numpy(parts[name]) - wanted).norm() / wanted.norm() < TOLERANCE, name
 
 
 def test_tiles_come_after_their_class_token() -> None:
