@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,9 +114,12 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Compare both sides; exit status 1 where they differ."""
-    options = parse()
+def run(options: argparse.Namespace) -> None:
+    """Compare both sides; exit status 1 where they differ.
+
+    Raises:
+        ValueError: the checkpoint cannot be opened or exported, or the public code refuses the export.
+    """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         exported = options.export or work / "export"
@@ -133,6 +137,15 @@ def main() -> None:
         theirs = run_theirs(options.eo1_python, "compare_eo1_theirs.py", arguments, work, inputs)
         steps = json.loads((exported / "config.json").read_text())["num_denoise_steps"]
         tell(compare(cases, answer(policy, cases, steps), theirs), (work / "versions.json").read_text())
+
+
+def main() -> None:
+    """Run it; what cannot be run is told in a line."""
+    options = parse()
+    try:
+        run(options)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

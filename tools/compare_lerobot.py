@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,9 +125,12 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Compare both sides; exit status 1 where they differ."""
-    options = parse()
+def run(options: argparse.Namespace) -> None:
+    """Compare both sides; exit status 1 where they differ.
+
+    Raises:
+        ValueError: the checkpoint cannot be opened or exported, or the public code refuses the export.
+    """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         exported = options.export or work / "export"
@@ -146,6 +150,15 @@ def main() -> None:
         config = json.loads((exported / "config.json").read_text())
         ours = answer(policy, cases, config["num_denoise_steps"])
         tell(compare(cases, ours, theirs, config), (work / "versions.json").read_text())
+
+
+def main() -> None:
+    """Run it; what cannot be run is told in a line."""
+    options = parse()
+    try:
+        run(options)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
