@@ -27,7 +27,7 @@ OPEN = ("data.shards=unread", "data.tokenizer=unread", "verb=dryrun")
 LAYOUTS = {
     "TP2+SP": ["parallel.tensor=2", "parallel.sequence=true"],
     "PP2": ["parallel.pipeline=2"],
-    "PP2xVP2": ["parallel.pipeline=2", "parallel.virtual=2"],
+    "PP2xVP2": ["parallel.pipeline=2", "parallel.virtual=2", "global_packs=2"],
     "PP2, uneven": ["parallel.pipeline=2", "parallel.first_layers=1"],
     "DP2xCP2": ["parallel.data=2", "parallel.context=2", "global_packs=2"],
     "DP2, bfloat16": ["parallel.data=2", "global_packs=2", "platform.dtype=bfloat16"],
