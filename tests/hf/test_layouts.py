@@ -34,6 +34,8 @@ LAYOUTS = {
     "TP2xPP1": ["parallel.tensor=2", "parallel.data=2"],
     "TP1xPP2": ["parallel.pipeline=2", "parallel.data=2"],
     "TP2xPP2": ["parallel.tensor=2", "parallel.pipeline=2"],
+    # Two key-value heads on four tensor ranks: each is on two of them.
+    "TP4": ["parallel.tensor=4"],
 }
 MODELS = [(family, tied) for family in FAMILIES for tied in (True, False)]
 ONE = "TP1xPP1"
