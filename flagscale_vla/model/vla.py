@@ -1,4 +1,4 @@
-"""A vision-language-action model: Qwen2.5-VL with EO-1's flow head, as one piece of a pipeline stage."""
+"""A vision-language-action model: a Qwen-VL or InternVL with EO-1's flow head, as one piece of a pipeline stage."""
 
 from __future__ import annotations
 
