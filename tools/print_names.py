@@ -47,7 +47,8 @@ def load_model(name: str) -> ModelConfig:
     """The settings of a model of `conf/model`."""
     register_schemas()
     with initialize_config_dir(str(CONF), version_base=None):
-        model: ModelConfig = OmegaConf.to_object(compose("train_3b_action", overrides=[f"model={name}"]).model)
+        model = OmegaConf.to_object(compose("train_3b_action", overrides=[f"model={name}"]).model)
+    assert isinstance(model, ModelConfig)
     return model
 
 
