@@ -8,8 +8,8 @@ export is made first, in a temporary folder. Both sides get the same pixels, sta
 tokens, in float32; ours as one packed row, theirs one sample at a time. Compared are rotary positions, velocities,
 text loss, flow loss, and the actions after all Euler steps. Anything above 1e-4 fails, actions above 1e-3.
 
-EO-1 computes the sines of flow time in float32, at angles of up to 1571, and adds flow time up in float32 when it
-denoises; we do neither. That rounding alone can make 1e-4. `--exact-time` runs EO-1's code with its sines in float64.
+EO-1 computes the sines of flow time in float32, at angles of up to 1571, and so do we. `--exact-time` runs EO-1's code
+with its sines in float64, which shows what that rounding alone makes: more than 1e-4.
 
 The two average the flow loss differently, so it is compared twice. EO-1 takes the mean over all values, those past an
 episode's end and in clean chunks counting as zero, padded dims in full. We divide by the number of supervised values.

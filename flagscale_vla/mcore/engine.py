@@ -147,12 +147,12 @@ class Engine:
     def _pieces(self) -> Pieces:
         return pieces_of(self.chunks, self.optimizer, self.num_updates)
 
-    def load(self, folder: Path, *, weights_only: bool, may_miss: Callable[[str], bool] = never) -> list[str]:
+    def load(self, folder: Path, *, with_optimizer: bool, may_miss: Callable[[str], bool] = never) -> list[str]:
         """Read what was saved under any layout; called by every rank.
 
         Args:
             folder: a checkpoint's `weights/`.
-            weights_only: leave the optimizer as at a run's beginning.
+            with_optimizer: also read its state; else it stays as at a run's beginning.
             may_miss: whether a tensor of this name may be left as it was drawn.
 
         Returns:
@@ -165,7 +165,7 @@ class Engine:
         stored = StoredTensors.open(folder)
         left = load_weights(self.chunks, stored, may_miss)
         load_main(self.chunks, self.optimizer, stored)
-        self.num_updates = 0 if weights_only else load_moments(self.chunks, self.optimizer, stored)
+        self.num_updates = load_moments(self.chunks, self.optimizer, stored) if with_optimizer else 0
         return left
 
     def num_parameters(self) -> int:

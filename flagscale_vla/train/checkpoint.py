@@ -113,7 +113,7 @@ def resume(run: TrainRun, topology: Topology, engine: Engine) -> tuple[Path | No
 
 def _is_damaged(folder: Path, engine: Engine) -> bool:
     try:
-        engine.load(folder / WEIGHTS, weights_only=False)
+        engine.load(folder / WEIGHTS, with_optimizer=True)
     except DamagedError as error:
         logger.error("%s", error)
         return True
@@ -130,7 +130,7 @@ def warm_start(folder: Path, run: TrainRun, topology: Topology, engine: Engine) 
         ValueError: naming a tensor of the backbone that is missing or of another shape.
         DamagedError: naming a tensor that is not as it was written.
     """
-    left = engine.load(folder / WEIGHTS, weights_only=True, may_miss=is_heads)
+    left = engine.load(folder / WEIGHTS, with_optimizer=False, may_miss=is_heads)
     names = [row.ours for row in name_table(run.model) + head_table(run.model)]
     counts = topology.all_reduce_sum([float(name in left) for name in names])
     anew = [name for name, count in zip(names, counts, strict=True) if count]

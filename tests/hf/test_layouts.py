@@ -68,7 +68,7 @@ def reload(topology: Topology, run: TrainRun, here: Path, name: str) -> Engine:
     platform = choose_platform(run.platform)
     build = partial(VisionLanguageAction, run.model, run.parallel, platform, topology)
     engine = Engine(build, objective, run, topology, platform)
-    engine.load(find_checkpoint(here / "ours") / WEIGHTS, weights_only=True, may_miss=is_heads)
+    engine.load(find_checkpoint(here / "ours") / WEIGHTS, with_optimizer=False, may_miss=is_heads)
     engine.save(checkpoint_folder(here / name, 7) / WEIGHTS)
     return engine
 

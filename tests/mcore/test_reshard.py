@@ -41,7 +41,7 @@ def save_and_go_on(rank: int, folder: str) -> Losses:
 def go_on(rank: int, folder: str, overrides: list[str]) -> Losses:
     """Losses of the same steps, made from what was saved."""
     engine = build(*overrides)
-    engine.load(Path(folder), weights_only=False)
+    engine.load(Path(folder), with_optimizer=True)
     losses = [step(engine, BEFORE + number) for number in range(AFTER)]
     engine.topology.stop()
     return losses

@@ -45,11 +45,11 @@ def round_trip(rank: int, folder: str, overrides: list[str]) -> tuple[list[float
     engine.save(Path(folder) / "awaited")
     engine.start_save(Path(folder) / "background").result()
     third = step(engine, 2)
-    engine.load(Path(folder) / "awaited", weights_only=False)
+    engine.load(Path(folder) / "awaited", with_optimizer=True)
     again = step(engine, 2)
     engine.topology.stop()
     other = build(*overrides, "seed=5")
-    other.load(Path(folder) / "background", weights_only=False)
+    other.load(Path(folder) / "background", with_optimizer=True)
     return third, again, step(other, 2)
 
 
@@ -79,7 +79,7 @@ def precisions(rank: int, folder: str) -> tuple[float, float]:
     engine.save(Path(folder) / "float32")
     engine.topology.stop()
     half = build("platform.dtype=bfloat16", "seed=5")
-    half.load(Path(folder) / "float32", weights_only=True)
+    half.load(Path(folder) / "float32", with_optimizer=False)
     half.save(Path(folder) / "bfloat16")
     exact, rounded = (StoredTensors.open(Path(folder) / name) for name in ("float32", "bfloat16"))
     weights = exact.weights
