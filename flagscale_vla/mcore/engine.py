@@ -189,7 +189,11 @@ def _prepare(chunk: MegatronModule, run: TrainRun, platform: Platform) -> Megatr
 
 
 def _wrap(chunks: Sequence[MegatronModule], parallel: ParallelConfig) -> list[DistributedDataParallel]:
-    """Every piece in Megatron-core's DDP; the schedule reads what concerns them all from the first."""
+    """Every piece in Megatron-core's DDP; the schedule reads what concerns them all from the first.
+
+    Buckets are left on for later pieces, which Megatron-LM turns off: without them bfloat16 and float32 weights are
+    gathered in one call, which gloo answers with wrong values.
+    """
     for chunk in chunks:
         chunk.config.finalize_model_grads_func = _finalize
     models = [
@@ -202,10 +206,8 @@ def _wrap(chunks: Sequence[MegatronModule], parallel: ParallelConfig) -> list[Di
                 use_distributed_optimizer=True,
             ),
             module=chunk,
-            # As Megatron-LM does: only the piece whose backward pass ends last is worth cutting in buckets.
-            disable_bucketing=number > 0,
         )
-        for number, chunk in enumerate(chunks)
+        for chunk in chunks
     ]
     if parallel.overlap_grad_reduce:
         syncs = [model.no_sync for model in models]

@@ -119,6 +119,12 @@ SPREAD = {
     "PP2+VPP2xDP2": ["parallel.data=2", "parallel.pipeline=2", "parallel.virtual=2"],
     "TP2xDP2": ["parallel.data=2", "parallel.tensor=2", "parallel.sequence=true"],
     "CP2": ["parallel.context=2"],
+    "PP2+VPP2xDP2, bfloat16": [
+        "parallel.data=2",
+        "parallel.pipeline=2",
+        "parallel.virtual=2",
+        "platform.dtype=bfloat16",
+    ],
 }
 
 
@@ -173,3 +179,29 @@ def test_updates_too_small_for_bfloat16_add_up() -> None:
             moved[steps].append((before != after)[middle])
     assert not torch.cat(moved[1]).any()
     assert torch.cat(moved[30]).float().mean() > 0.5
+
+
+ROUGH = 2e-3
+"""Relative difference that bfloat16's other order of sums may make."""
+
+
+def bfloat16_losses(_rank: int, overrides: list[str]) -> list[float]:
+    """Both losses and the gradient's norm of a step."""
+    with engine_of("platform.dtype=bfloat16", *overrides) as (engine, topology):
+        batches = [make_row(row, engine.length, seed) for seed, row in enumerate(ROWS)]
+        result = engine.train_step(batches[topology.dp_rank :: topology.dp_size], 1.0)
+        return [float(result.losses.ce), float(result.losses.flow), result.grad_norm]
+
+
+@pytest.mark.ranks
+def test_layouts_of_mixed_dtypes_equal_one_rank() -> None:
+    """The body is bfloat16 and the flow head float32: two kinds of buffer on one stage."""
+    layouts = {"one": [], **{name: SPREAD[name] for name in ("DP2", "PP2+VPP2xDP2", "TP2xDP2", "CP2")}}
+    sizes = {name: settings("global_packs=4", *layout).parallel.world_size for name, layout in layouts.items()}
+    jobs = [Job(name, bfloat16_losses, sizes[name], (layout,)) for name, layout in layouts.items()]
+    results = dict(zip(layouts, run_jobs(jobs), strict=True))
+    (expected,) = results.pop("one")
+    wrong = {
+        name: ranks for name, ranks in results.items() if any(r != pytest.approx(expected, rel=ROUGH) for r in ranks)
+    }
+    assert wrong == {}, f"one rank has {expected}"
