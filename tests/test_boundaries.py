@@ -19,15 +19,16 @@ BASE = {"config", "records"}
 ROOMS: dict[str, set[str]] = {
     "config": {"config"},
     "records": set(),
+    "reports": {"config"},
     "mcore": BASE,
     "robots": BASE,
     "action": BASE | {"robots"},
     "data": BASE | {"robots", "action"},
     "model": BASE | {"mcore"},
-    "hf": BASE | {"mcore", "model", "action"},
-    "train": BASE | {"mcore", "robots", "action", "data", "model", "hf"},
+    "hf": BASE | {"reports", "mcore", "model", "action"},
+    "train": BASE | {"reports", "mcore", "robots", "action", "data", "model", "hf"},
     "policy": BASE | {"mcore", "robots", "action", "data", "model", "hf"},
-    "sim": BASE | {"robots", "data", "policy"},
+    "sim": BASE | {"reports", "robots", "data", "policy"},
     "plan": BASE | {"mcore", "model"},
 }
 """Room to the rooms it may import, besides itself."""

@@ -25,6 +25,7 @@ from flagscale_vla.hf.forms import Row
 from flagscale_vla.hf.lerobot import moved_places, write_lerobot
 from flagscale_vla.hf.outputs import begin, finish, is_finished, peak_memory_bytes
 from flagscale_vla.hf.processor import PROCESSORS, token_ids, write_json, write_processor
+from flagscale_vla.hf.report import Moved
 from flagscale_vla.hf.shards import Planned, ShardWriter, split_files, write_index
 from flagscale_vla.hf.source import HEAD_FILE
 from flagscale_vla.hf.table import name_table
@@ -75,7 +76,7 @@ def run(run: ExportRun) -> None:
     started = time.perf_counter()
     transfers = plan(run, form, checkpoint)
     scratch = begin(output)
-    write_weights(run, form, checkpoint, scratch, transfers)
+    moved = write_weights(run, form, checkpoint, scratch, transfers)
     write_beside(run, form, checkpoint, scratch, backbone_dtype(transfers))
     verify_export(form, checkpoint, scratch, [(transfer.row, transfer.read) for transfer in transfers])
     planned = [tensor for transfer in transfers for tensor in transfer.planned]
@@ -90,7 +91,7 @@ def run(run: ExportRun) -> None:
         "seconds": round(time.perf_counter() - started, 2),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-    finish(scratch, output, run, checkpoint.identity | figures)
+    finish(scratch, output, run, checkpoint.identity | figures, moved)
 
 
 def plan(run: ExportRun, form: ExportForm, checkpoint: Checkpoint) -> list[Transfer]:
@@ -113,8 +114,16 @@ def backbone_dtype(transfers: list[Transfer]) -> str:
 
 def write_weights(
     run: ExportRun, form: ExportForm, checkpoint: Checkpoint, folder: Path, transfers: list[Transfer]
-) -> None:
-    """Write safetensors files and their index; the flow head goes beside them where the form has no place for it."""
+) -> list[Moved]:
+    """Write safetensors files and their index; the flow head goes beside them where the form has no place for it.
+
+    Returns:
+        what was written, in the model's order.
+
+    Raises:
+        ValueError: naming a tensor that holds a value that is not finite.
+    """
+    moved = []
     first = len(name_table(checkpoint.model)) if form not in OTHER_FORMS else len(transfers)
     inside, apart = transfers[:first], transfers[first:]
     # LeRobot's loader reads one file and no index.
@@ -126,9 +135,11 @@ def write_weights(
         logger.info("%s: the flow head, which %s has no place for, goes to %s", run.output, form.value, HEAD_FILE)
     with ShardWriter(folder, files) as writer:
         for transfer in tqdm([*inside, *apart], desc="write", unit="tensor", disable=None):
-            parts = transfer.row.form.theirs(transfer.read(checkpoint))
-            for name, tensor in zip(transfer.row.theirs, parts, strict=True):
+            ours = transfer.read(checkpoint)
+            moved.append(Moved.of(transfer.row, ours))
+            for name, tensor in zip(transfer.row.theirs, transfer.row.form.theirs(ours), strict=True):
                 writer.write(name, tensor)
+    return moved
 
 
 def num_bytes(transfer: Transfer) -> int:

@@ -9,7 +9,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from flagscale_vla.hf.configs import model_of
 from flagscale_vla.hf.forms import Row
 from flagscale_vla.hf.head import head_table
 from flagscale_vla.hf.outputs import begin, finish, is_finished, peak_memory_bytes
+from flagscale_vla.hf.report import Moved
 from flagscale_vla.hf.source import BACKBONE, FileTensor, list_tensors, read_json, same_bits, source_config
 from flagscale_vla.hf.table import OUTPUT_LAYER, match_names, name_table
 from flagscale_vla.hf.target import EMBEDDING
@@ -87,7 +88,7 @@ def run(run: ImportRun) -> None:
     matches = match_tensors(model, list_tensors(source), source)
     scratch = begin(output)
     folder = checkpoint_folder(scratch, 0)
-    num_bytes = stream(matches, folder / WEIGHTS)
+    moved = stream(matches, folder / WEIGHTS)
     ids = write_tokenizer(source, folder / RECIPE, model.language.vocab)
     describe(folder, source, model, ids)
     figures: dict[str, object] = {
@@ -96,13 +97,13 @@ def run(run: ImportRun) -> None:
         "verified": True,
         "flow_head": any(match.row.ours.startswith("flow") for match in matches),
         "action_tokens": len(ACTION_TOKENS) if ids else 0,
-        "bytes": num_bytes,
+        "bytes": sum(tensor.num_bytes for tensor in moved),
         "seconds": round(time.perf_counter() - started, 2),
         "peak_memory_bytes": peak_memory_bytes(),
     }
     if not figures["flow_head"]:
         logger.info("%s has no flow head: a run that starts from this checkpoint draws it anew", source)
-    finish(scratch, output, run, origin | figures)
+    finish(scratch, output, run, origin | figures, moved)
 
 
 def match_tensors(model: ModelConfig, tensors: Mapping[str, FileTensor], source: Path) -> list[Match]:
@@ -167,25 +168,24 @@ def _check_parts(match: Match) -> None:
             raise ValueError(f"{part} is {part.dtype} and {first} is {first.dtype}: one tensor of ours holds both")
 
 
-def stream(matches: Iterable[Match], weights: Path) -> int:
-    """Write every tensor, then compare what was written with its source; returns the bytes written.
+def stream(matches: Sequence[Match], weights: Path) -> list[Moved]:
+    """Write every tensor, then compare what was written with its source; returns what there was.
 
     Raises:
-        ValueError: naming a tensor that does not come back as it was.
+        ValueError: naming a tensor that is not finite, or does not come back as it was.
     """
-    matches = list(matches)
-    total = 0
+    moved = []
     with WholeWriter(weights) as writer:
         for match in tqdm(matches, desc="write", unit="tensor", disable=None):
             tensor = match.make()
-            total += tensor.nbytes
+            moved.append(Moved.of(match.row, tensor))
             writer.write(match.row.ours, tensor)
     del writer
     stored = StoredTensors.open(weights)
     for match in tqdm(matches, desc="verify", unit="tensor", disable=None):
         if not same_bits(stored.read(match.row.ours), match.make()):
             raise ValueError(f"{weights}: {match.row.ours} is not what was written; is the disk sound?")
-    return total
+    return moved
 
 
 def write_tokenizer(source: Path, recipe: Path, vocab: int) -> dict[str, int]:

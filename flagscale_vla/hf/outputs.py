@@ -7,21 +7,21 @@ import logging
 import os
 import resource
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
-from flagscale_vla.config.provenance import git_hash, package_versions
+from flagscale_vla.config.exchange import ExportRun, ImportRun
+from flagscale_vla.hf.report import Moved, write_page
+from flagscale_vla.reports.outputs import CONFIG, SUMMARY, replace_text, settings_yaml, write_summary
+from flagscale_vla.reports.pages import REPORT
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
-SUMMARY = "summary.json"
 
-
-def is_finished(output: Path, run: object, origin: Mapping[str, str]) -> bool:
+def is_finished(output: Path, run: ImportRun | ExportRun, origin: Mapping[str, str]) -> bool:
     """Whether `output` holds what this very job has made already; it then says so.
 
     Args:
@@ -48,11 +48,6 @@ def is_finished(output: Path, run: object, origin: Mapping[str, str]) -> bool:
     return True
 
 
-def settings_yaml(run: object) -> str:
-    """The resolved settings of a job."""
-    return OmegaConf.to_yaml(OmegaConf.structured(run))
-
-
 def begin(output: Path) -> Path:
     """An empty folder beside `output` to work in; what an unfinished run left there is removed.
 
@@ -72,15 +67,19 @@ def begin(output: Path) -> Path:
     return scratch
 
 
-def finish(scratch: Path, output: Path, run: object, figures: Mapping[str, object]) -> None:
-    """Write settings and figures, and give the folder its name."""
-    (scratch / CONFIG).write_text(settings_yaml(run), encoding="utf-8")
-    origin = {"device": "cpu", "versions": package_versions(), "git": git_hash()}
-    (scratch / SUMMARY).write_text(json.dumps(dict(figures) | origin, indent=2) + "\n", encoding="utf-8")
+def finish(
+    scratch: Path, output: Path, run: ImportRun | ExportRun, figures: Mapping[str, object], moved: Sequence[Moved]
+) -> None:
+    """Write settings, figures and page, and give the folder its name."""
+    replace_text(scratch / CONFIG, settings_yaml(run))
+    write_summary(scratch, figures, device="cpu")
+    title = f"Import of {run.source}" if isinstance(run, ImportRun) else f"Export of {run.checkpoint}"
+    write_page(scratch, title, figures, moved, settings_yaml(run))
     if output.exists():
         output.rmdir()
     os.replace(scratch, output)
     logger.info("%s: %s tensors, %s parameters, verified", output, figures["tensors"], figures["parameters"])
+    logger.info("report: %s", (output / REPORT).resolve())
 
 
 def peak_memory_bytes() -> int:

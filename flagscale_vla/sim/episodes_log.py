@@ -8,8 +8,8 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+from flagscale_vla.reports.outputs import replace_text
 from flagscale_vla.sim.openloop import OpenLoop
-from flagscale_vla.sim.results import replace_text
 from flagscale_vla.sim.rollout import Attempt, Controller, Outcome, Trial
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,11 @@ from tqdm import tqdm
 from flagscale_vla.config.checkpoints import METADATA, find_checkpoint
 from flagscale_vla.config.runs import EvalRun
 from flagscale_vla.policy.client import PolicyClient, open_policy
+from flagscale_vla.reports.outputs import CONFIG, SUMMARY, replace_text, settings_yaml, write_summary
+from flagscale_vla.reports.pages import REPORT
 from flagscale_vla.sim.episodes_log import EpisodesLog
 from flagscale_vla.sim.film import check_video
 from flagscale_vla.sim.openloop import OpenLoop, check_heldout, measure_open_loop
-from flagscale_vla.sim.results import CONFIG, REPORT, SUMMARY, replace_text, settings_yaml, write_summary
 from flagscale_vla.sim.rollout import (
     Attempt,
     Controller,

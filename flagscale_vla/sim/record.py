@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from flagscale_vla.config.runs import RecordRun
 from flagscale_vla.data.shards import shard_path
+from flagscale_vla.reports.outputs import SUMMARY, keep_settings, write_summary
+from flagscale_vla.reports.pages import REPORT, figure_uri, picture_uri, write_report
 from flagscale_vla.robots.embodiments import save_embodiments
 from flagscale_vla.sim.blocks import (
     BINS,
@@ -29,14 +31,6 @@ from flagscale_vla.sim.blocks import (
     load_log,
     plan_blocks,
     record_block,
-)
-from flagscale_vla.sim.results import (
-    SUMMARY,
-    figure_uri,
-    keep_settings,
-    picture_uri,
-    write_report,
-    write_summary,
 )
 from flagscale_vla.sim.workers import map_jobs
 from flagscale_vla.sim.worlds.tasks import TASKS, check_installed, check_task
@@ -65,7 +59,7 @@ def run(run: RecordRun) -> None:
     if record_missing(run, blocks) or not (folder / SUMMARY).is_file():
         conclude(run, blocks, time.perf_counter() - begin)
     logger.info("shards: %s", folder.resolve())
-    logger.info("report: %s", (folder / "report.html").resolve())
+    logger.info("report: %s", (folder / REPORT).resolve())
     logger.info("summary: %s", (folder / SUMMARY).resolve())
 
 
@@ -161,7 +155,7 @@ def histograms(logs: Sequence[BlockLog]) -> list[dict[str, str]]:
     pictures = []
     for name, embodiment in robots.items():
         counts = np.sum([log.histogram for log in logs if log.embodiment.name == name], axis=0)
-        figure = Figure(figsize=(2.2 * len(counts), 1.8))
+        figure = Figure(figsize=(2.2 * len(counts), 1.8), layout="constrained")
         edges = np.linspace(-1.0, 1.0, BINS + 1)
         axes = figure.subplots(1, len(counts), squeeze=False)[0]
         for axis, title, row in zip(axes, embodiment.action, counts, strict=True):

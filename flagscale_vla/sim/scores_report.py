@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flagscale_vla.sim.results import data_uri, write_report
+from flagscale_vla.reports.pages import data_uri, write_report
 from flagscale_vla.sim.rollout import Attempt, Outcome
 
 logger = logging.getLogger(__name__)

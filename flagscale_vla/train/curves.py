@@ -1,8 +1,7 @@
-"""Pictures of numbers, as PNG bytes: a run's curves and a sample's actions."""
+"""Pictures of numbers: a run's curves and a sample's actions."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +23,7 @@ PANELS: tuple[Panel, ...] = (
 )
 
 
-def draw_curves(lines: Sequence[Line]) -> bytes:
+def draw_curves(lines: Sequence[Line]) -> Figure:
     """Each of `PANELS` over the steps."""
     figure = Figure(figsize=(12, 6), layout="constrained")
     columns = {field: [line.__getattribute__(field) for line in lines] for _, field in PANELS}
@@ -35,10 +34,10 @@ def draw_curves(lines: Sequence[Line]) -> bytes:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.grid(alpha=0.3)
-    return encode(figure)
+    return figure
 
 
-def draw_actions(values: NDArray[np.float32], valid: NDArray[np.bool_], names: Sequence[str]) -> bytes:
+def draw_actions(values: NDArray[np.float32], valid: NDArray[np.bool_], names: Sequence[str]) -> Figure:
     """A chunk of actions f32[H, A0] in the robot's own units, one line per dim; untrained steps (bool[H]) shaded."""
     figure = Figure(figsize=(5, 2.6), layout="constrained")
     axes = figure.add_subplot()
@@ -49,11 +48,4 @@ def draw_actions(values: NDArray[np.float32], valid: NDArray[np.bool_], names: S
     axes.set_xlabel("step of the chunk", fontsize=8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
-    return encode(figure)
-
-
-def encode(figure: Figure) -> bytes:
-    """A figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return buffer.getvalue()
+    return figure

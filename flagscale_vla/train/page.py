@@ -1,35 +1,15 @@
-"""`report.html`: one file that shows a run, made from what the run has left in its output folder."""
+"""The page of a training run, made from what the run has left in its output folder."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-import numpy as np
-import PIL.Image
-from numpy.typing import NDArray
-
+from flagscale_vla.reports.pages import figure_uri, picture_uri, write_report
 from flagscale_vla.train.curves import draw_actions, draw_curves
 from flagscale_vla.train.metrics import Line
 from flagscale_vla.train.pictures import View
-
-TEMPLATE = Path(__file__).with_name("report.html.j2")
-
-
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """A picture u8[h, w, 3] as PNG."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(picture).save(buffer, format="png")
-    return buffer.getvalue()
-
-
-def text(content: bytes) -> str:
-    """Bytes as the base64 that a page embeds."""
-    return base64.b64encode(content).decode()
 
 
 def write_samples(path: Path, views: Iterable[View]) -> None:
@@ -38,9 +18,9 @@ def write_samples(path: Path, views: Iterable[View]) -> None:
         {
             "key": view.key,
             "spans": [{"text": span.text, "supervised": span.supervised} for span in view.spans],
-            "images": [text(png(image)) for image in view.images],
+            "images": [picture_uri(image) for image in view.images],
             "chunks": [
-                {"plot": text(draw_actions(chunk.values, chunk.valid, chunk.names)), "time": chunk.time}
+                {"plot": figure_uri(draw_actions(chunk.values, chunk.valid, chunk.names)), "time": chunk.time}
                 for chunk in view.chunks
             ],
         }
@@ -55,18 +35,14 @@ def read_samples(path: Path) -> list[dict[str, object]]:
 
 
 def write_page(
-    path: Path,
+    folder: Path,
     *,
-    title: str,
     remark: str,
     summary: Mapping[str, object],
     lines: Sequence[Line],
     samples: Sequence[Mapping[str, object]],
     config: str,
 ) -> None:
-    """Write the page; every picture is inside the one file."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(TEMPLATE.read_text())
-    curves = text(draw_curves(lines))
-    fields = {"title": title, "remark": remark, "summary": summary, "samples": samples, "config": config}
-    path.write_text(template.render(curves=curves, **fields))
+    """Write the page of a run into its folder."""
+    fields = {"title": f"Training {folder.name}", "remark": remark, "summary": summary, "samples": samples}
+    write_report(folder, "train.html.j2", fields | {"curves": figure_uri(draw_curves(lines)), "config": config})

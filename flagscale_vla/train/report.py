@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -30,6 +29,8 @@ from flagscale_vla.config.stored import flat_settings
 from flagscale_vla.data.loader import Source
 from flagscale_vla.model.size import count_parameters
 from flagscale_vla.records import PackedBatch, Progress
+from flagscale_vla.reports.outputs import SUMMARY, replace_text, settings_yaml
+from flagscale_vla.reports.pages import REPORT
 from flagscale_vla.train.metrics import (
     Line,
     StepRecord,
@@ -46,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 SAMPLES = "first_step.json"
-PAGE = "report.html"
-SUMMARY = "summary.json"
 WANDB_ID = "wandb_id"
 GIB = 2**30
 
@@ -143,18 +142,17 @@ class Report:
         lines = read_lines(self.output / METRICS)
         summary = summarize(self.run, self.progress, lines, self.device, checkpoint)
         summary["failed_saves"] = failed_saves
-        (self.output / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        replace_text(self.output / SUMMARY, json.dumps(summary, indent=2) + "\n")
         done = self.progress.step >= self.run.steps
         write_page(
-            self.output / PAGE,
-            title=f"Training {self.output.name}",
+            self.output,
             remark=""
             if done
             else f"Stopped at step {self.progress.step} of {self.run.steps}; the same command goes on.",
             summary=summary,
             lines=lines,
             samples=read_samples(self.output / SAMPLES),
-            config=OmegaConf.to_yaml(OmegaConf.structured(self.run)),
+            config=settings_yaml(self.run),
         )
         tell_paths(self.output, checkpoint)
 
@@ -162,12 +160,12 @@ class Report:
 def is_reported(output: Path, progress: Progress) -> bool:
     """Whether the summary and the page of a run tell of where it stands."""
     path = output / SUMMARY
-    return path.is_file() and (output / PAGE).is_file() and json.loads(path.read_text())["steps"] == progress.step
+    return path.is_file() and (output / REPORT).is_file() and json.loads(path.read_text())["steps"] == progress.step
 
 
 def tell_paths(output: Path, checkpoint: Path) -> None:
     """Log where a run's results are."""
-    for name, path in (("checkpoint", checkpoint), ("report", output / PAGE), ("summary", output / SUMMARY)):
+    for name, path in (("checkpoint", checkpoint), ("report", output / REPORT), ("summary", output / SUMMARY)):
         logger.info("%-10s %s", name, path)
 
 

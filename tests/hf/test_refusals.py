@@ -52,6 +52,10 @@ CHANGES = {
         lambda tensors: tensors | {"visual.patch_embed.proj.weight": torch.ones(32, 1176)},
         ["visual.patch_embed.proj.weight", "[32, 1176]", "[32, 3, 2, 14, 14]"],
     ),
+    "not finite": (
+        with_one(NORM, torch.full((64,), torch.nan)),
+        ["not finite", "language.decoder.final_layernorm.weight"],
+    ),
     "integers": (with_one(NORM, torch.ones(64, dtype=torch.int8)), [f"tensor {NORM} in", "I8", "BF16, F16, F32"]),
     "mixed": (
         with_one("model.layers.0.self_attn.k_proj.weight", torch.ones(32, 64, dtype=torch.bfloat16)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,20 @@ def test_small_files_travel(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["temperature"] == 1.0
     assert (tmp_path / "out" / "chat_template.json").is_file()
     assert not (tmp_path / "out" / "chat_template.jinja").exists()
+
+
+def test_the_page_shows_parts_sizes_and_names(tmp_path: Path) -> None:
+    write_directory(tmp_path / "in", "qwen2_5_vl")
+    summary = import_directory(tmp_path / "in", tmp_path / "ours")
+    page = (tmp_path / "ours" / "report.html").read_text()
+    parts = [
+        int(found.replace(",", ""))
+        for found in re.findall(r"<td>(?:language|vision)</td><td>\d+</td><td>([\d,]+)", page)
+    ]
+    assert len(parts) == 2
+    assert sum(parts) == summary["parameters"]
+    assert page.count("data:image/png;base64,") == 1
+    assert "<td>language.decoder.final_layernorm.weight</td><td>model.language_model.norm.weight</td>" in page
 
 
 @pytest.mark.parametrize("form", ["plain", "eo1"])

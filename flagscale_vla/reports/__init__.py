@@ -1,0 +1,1 @@
+"""What every job leaves for its reader: settings, figures, one page with pictures."""
