@@ -161,7 +161,10 @@ def _check_tied(output: FileTensor, embedding: FileTensor) -> None:
 def _check_parts(match: Match) -> None:
     for part, shape in zip(match.parts, match.row.their_shapes, strict=True):
         if part.shape != shape:
-            raise ValueError(f"{part} has shape {list(part.shape)}; with this config.json it must be {list(shape)}")
+            # config.json knows nothing of the flow head: its sizes are this job's own settings.
+            head = match.row.ours.startswith("flow")
+            source = "these flow.* settings (flow.width is its action width)" if head else "this config.json"
+            raise ValueError(f"{part} has shape {list(part.shape)}; with {source} it must be {list(shape)}")
     first = match.parts[0]
     for part in match.parts:
         if part.dtype != first.dtype:

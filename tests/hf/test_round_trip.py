@@ -109,6 +109,28 @@ def test_a_trained_head_comes_back_too(form: str, tmp_path: Path) -> None:
     assert_same(weights(tmp_path / "ours"), weights(tmp_path / "again"))
 
 
+def test_a_head_of_another_width_is_told_by_its_setting(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "ours", small_model("qwen2_5_vl"), torch.bfloat16)
+    export_checkpoint(tmp_path / "ours", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"state_proj.weight in .*flow_head.safetensors .*flow\.width"):
+        import_directory(tmp_path / "out", tmp_path / "again")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_eo1s_own_directory_comes_in(dtype: str, tmp_path: Path) -> None:
+    """Nothing but what EO-1's code saves: no recipe, names under `vlm_backbone`."""
+    model = small_model("qwen2_5_vl")
+    write_checkpoint(tmp_path / "ours", model, torch.bfloat16)
+    export_checkpoint(tmp_path / "ours", tmp_path / "out", "form=eo1", f"dtype={dtype}")
+    for name in ("recipe.json", "report.html", "summary.json", "config.yaml"):
+        (tmp_path / "out" / name).unlink()
+    import_directory(tmp_path / "out", tmp_path / "again", model.flow)
+    there = weights(tmp_path / "again")
+    assert there["language.decoder.final_layernorm.weight"].dtype is getattr(torch, dtype)
+    ours = weights(tmp_path / "ours")
+    assert_same(ours, {name: value.to(ours[name].dtype) for name, value in there.items()})
+
+
 def weights(output: Path) -> dict[str, torch.Tensor]:
     from flagscale_vla.mcore.storage import StoredTensors
 
