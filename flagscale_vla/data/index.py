@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flagscale_vla.data.faults import BadSampleError, Fault
+from flagscale_vla.data.gather import Gatherers, Rows, collect, gather, join
 from flagscale_vla.data.kept import find_shards, keep, kept_path
 from flagscale_vla.data.read import parse_sample
 from flagscale_vla.data.recipe import Recipe
@@ -26,23 +27,12 @@ from flagscale_vla.data.tar import BrokenTarError, Buffer, group_members, walk_t
 from flagscale_vla.data.workers import fork_server
 from flagscale_vla.records import Action, RawSample, State
 from flagscale_vla.robots.embodiments import FILE_NAME as EMBODIMENTS_FILE
-from flagscale_vla.robots.statistics import (
-    Gatherer,
-    RobotStatistics,
-    Statistics,
-    no_statistics,
-    statistics_from_json,
-    statistics_to_json,
-)
+from flagscale_vla.robots.statistics import RobotStatistics, statistics_from_json, statistics_to_json
 
 INDEX_VERSION = 1
 BYTES_PER_PROCESS = 256 << 20
 """Starting a process costs about as much as reading this much."""
 CHUNKS_PER_PROCESS = 8
-
-
-_Rows = dict[tuple[str, str], tuple[list[str], list[NDArray[np.float32]]]]
-"""By (robot, state or action): keys, and a vector for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +89,7 @@ class _ShardScan:
     places: list[tuple[int, int, int]] = field(default_factory=list)
     """(first byte, bytes, tokens)"""
     faults: list[Fault] = field(default_factory=list)
-    gatherers: dict[tuple[str, str], Gatherer] = field(default_factory=dict)
-    """by (robot, state or action)"""
+    gatherers: Gatherers = field(default_factory=dict)
 
 
 def open_index(folder: Path, split: str, recipe: Recipe, *, processes: int = 1) -> Index:
@@ -149,17 +138,15 @@ def _scan_shards(shards: list[Path], recipe: Recipe, processes: int) -> Iterator
 def scan_shard(path: Path, recipe: Recipe) -> _ShardScan:
     """Every sample of one shard: measured, or found bad."""
     scan = _ShardScan()
-    rows: _Rows = {}
+    rows: Rows = {}
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             scan.faults.append(Fault(shard=path.name, member="(first member)", reason="the tar is empty: 0 bytes"))
             return scan
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             for raw in _scan_samples(path.name, buffer, recipe, scan):
-                _collect(raw, rows)
-    for place, (keys, values) in rows.items():
-        scan.gatherers[place] = Gatherer(values[0].shape[-1])
-        scan.gatherers[place].add(keys, np.stack(values))
+                collect(raw, rows)
+    scan.gatherers = gather(rows)
     return scan
 
 
@@ -188,26 +175,7 @@ def robot_of(raw: RawSample) -> str:
     return robots.pop() if robots else ""
 
 
-def _collect(raw: RawSample, rows: _Rows) -> None:
-    """Gather each state, and each chunk's first action: over a shard of frames, every action of an episode once."""
-    for number, segment in enumerate(raw.segments):
-        match segment:
-            case State():
-                kind, values = "state", segment.values
-            case Action():
-                kind, values = "action", segment.values[0]
-            case _:
-                continue
-        keys, kept = rows.setdefault((segment.robot, kind), ([], []))
-        keys.append(f"{raw.key}/{number}")
-        kept.append(values)
-
-
 def _join_scans(folder: Path, shards: list[Path], scans: list[_ShardScan]) -> Index:
-    gatherers: dict[tuple[str, str], Gatherer] = {}
-    for scan in scans:
-        for place, gatherer in scan.gatherers.items():
-            gatherers.setdefault(place, Gatherer(gatherer.width)).merge(gatherer)
     places = np.asarray([place for scan in scans for place in scan.places], np.int64).reshape(-1, 3)
     numbers = [number for number, scan in enumerate(scans) for _ in scan.keys]
     return Index(
@@ -220,17 +188,8 @@ def _join_scans(folder: Path, shards: list[Path], scans: list[_ShardScan]) -> In
         size=places[:, 1],
         lengths=places[:, 2],
         faults=tuple(fault for scan in scans for fault in scan.faults),
-        statistics=_finish(gatherers),
+        statistics=join(scan.gatherers for scan in scans),
     )
-
-
-def _finish(gatherers: dict[tuple[str, str], Gatherer]) -> dict[str, RobotStatistics]:
-    def finish(robot: str, kind: str) -> Statistics:
-        # A robot may have actions and no states: what was never seen is never scaled.
-        return gatherers[robot, kind].finish() if (robot, kind) in gatherers else no_statistics()
-
-    robots = sorted({robot for robot, _ in gatherers})
-    return {name: RobotStatistics(state=finish(name, "state"), action=finish(name, "action")) for name in robots}
 
 
 def save_index(index: Index, path: Path) -> None:
