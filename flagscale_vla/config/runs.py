@@ -140,7 +140,7 @@ class RecordRun:
     heldout_episodes: int
     """further ones per task, from other seeds, never trained on"""
     image_pixels: int
-    """side of a camera frame"""
+    """side of a camera frame; 0 records without pictures, which takes minutes instead of an hour"""
     horizon: int
     """future steps stored with each frame; the longest chunk that can be trained"""
     noise: float
@@ -152,8 +152,9 @@ class RecordRun:
 
     def __post_init__(self) -> None:
         check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/demo")
-        for name in ("episodes", "image_pixels", "horizon", "processes"):
+        for name in ("episodes", "horizon", "processes"):
             check_positive(name, self.__getattribute__(name))
+        check(self.image_pixels >= 0, "image_pixels", self.image_pixels, "must not be negative; 0 is no pictures", 112)
         check(self.max_steps >= 0, "max_steps", self.max_steps, "must not be negative", 0)
         check(self.heldout_episodes >= 0, "heldout_episodes", self.heldout_episodes, "must not be negative", 2)
         check(self.noise >= 0, "noise", self.noise, "must not be negative", 0.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -13,22 +14,41 @@ FILE_NAME = "embodiments.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embodiment:
-    """One robot as its data names it: a name for each dim of state and action, its cameras in prompt order."""
+    """One robot as its data names it: a name for each dim of state and action, its cameras in prompt order.
+
+    Raises:
+        ValueError: names that are missing or doubled, a rate below 1, or scales that do not fit the action.
+    """
 
     name: str
     state: tuple[str, ...]
     action: tuple[str, ...]
     cameras: tuple[str, ...]
+    """none for a robot whose episodes were recorded without pictures"""
     fps: int
     """control steps, and so action steps, per second"""
+    action_scale: tuple[float, ...] = ()
+    """metres or radians that one unit of each action dim asks for, 0 for a dim that is neither, as a gripper; empty for
+    unknown"""
 
     def __post_init__(self) -> None:
         for field in ("state", "action", "cameras"):
             names = {"state": self.state, "action": self.action, "cameras": self.cameras}[field]
-            if not names or len(set(names)) != len(names):
+            if (not names and field != "cameras") or len(set(names)) != len(names):
                 raise ValueError(f"embodiment {self.name!r}: {field}={list(names)} must hold names, each only once")
         if self.fps < 1:
             raise ValueError(f"embodiment {self.name!r}: fps={self.fps} must be at least 1, as 20")
+        self._check_scale()
+
+    def _check_scale(self) -> None:
+        scale, dims = list(self.action_scale), len(self.action)
+        if scale and len(scale) != dims:
+            raise ValueError(
+                f"embodiment {self.name!r}: action_scale={scale} must hold a number for each of the {dims} action dims "
+                f"{list(self.action)}, or none"
+            )
+        if not all(math.isfinite(size) and size >= 0 for size in scale):
+            raise ValueError(f"embodiment {self.name!r}: action_scale={scale} must be finite and not negative")
 
 
 def save_embodiments(folder: Path, embodiments: Iterable[Embodiment]) -> None:

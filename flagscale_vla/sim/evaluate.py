@@ -116,7 +116,7 @@ def roll_all(run: EvalRun, opener: Opener, log: EpisodesLog) -> tuple[list[Attem
     jobs = [Job(trial=trial, rules=rules, opener=opener, shards=Path(run.shards)) for trial in missing]
     total = len(trials) + 1
     with tqdm(total=total, initial=total - len(jobs), unit="episode", desc="evaluate") as bar:
-        for done in map_jobs(work, jobs, min(run.processes, len(jobs))) if jobs else ():
+        for done in map_jobs(work, jobs, min(run.processes, len(jobs)), draw=True) if jobs else ():
             log.add(done)
             bar.set_postfix(success=success_so_far(log.attempts), refresh=False)
             bar.update()

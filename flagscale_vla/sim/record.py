@@ -46,7 +46,7 @@ def run(run: RecordRun) -> None:
     Raises:
         ValueError: an unknown task, a simulator that is not installed, other settings than those of the episodes
             already there, or an expert that fails too often.
-        OSError: no renderer works, or the folder cannot be written.
+        OSError: pictures are asked for and no renderer works, or the folder cannot be written.
     """
     tasks = run.tasks or list(TASKS[run.tier])
     for task in tasks:
@@ -75,7 +75,8 @@ def record_missing(run: RecordRun, blocks: Sequence[Block]) -> int:
         return 0
     with tqdm(total=total, initial=done, unit="episode", desc="record") as bar:
         processes = min(run.processes, len(missing))
-        for log in map_jobs(record_block, [(run, block) for block in missing], processes):
+        jobs = [(run, block) for block in missing]
+        for log in map_jobs(record_block, jobs, processes, draw=run.image_pixels > 0):
             bar.set_postfix(task=log.task, refresh=False)
             bar.update(len(log.lengths))
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
@@ -132,8 +133,13 @@ def task_row(folder: Path, task: str, logs: Sequence[BlockLog]) -> dict[str, obj
         "shortest": min(lengths),
         "mean": round(float(np.mean(lengths)), 1),
         "longest": max(lengths),
-        "filmstrip": picture_uri(filmstrip(shard_path(folder, logs[0].split, logs[0].shard), logs[0])),
+        "filmstrip": filmstrip_uri(shard_path(folder, logs[0].split, logs[0].shard), logs[0]),
     }
+
+
+def filmstrip_uri(shard: Path, log: BlockLog) -> str | None:
+    """The filmstrip for a page; None for a robot without cameras."""
+    return picture_uri(filmstrip(shard, log)) if log.embodiment.cameras else None
 
 
 def filmstrip(shard: Path, log: BlockLog) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from flagscale_vla.sim.worlds.backend import choose_backend
+from flagscale_vla.sim.worlds.backend import choose_any_backend, choose_backend
 from flagscale_vla.sim.worlds.tasks import make_world
 from flagscale_vla.sim.worlds.world import World
 
@@ -23,14 +23,20 @@ _open: dict[tuple[str, int], World] = {}
 """The one world this process holds."""
 
 
-def map_jobs(work: Callable[[Job], Done], jobs: Iterable[Job], processes: int) -> Iterator[Done]:
+def map_jobs(work: Callable[[Job], Done], jobs: Iterable[Job], processes: int, *, draw: bool) -> Iterator[Done]:
     """Do every job in spawned processes; results come as they are ready. `work` is a function of a module.
 
+    Args:
+        draw: whether the worlds show pictures, so that a renderer must work.
+
     Raises:
-        OSError: a process was killed from outside, or ran out of memory.
+        OSError: a process was killed from outside, or ran out of memory, or no renderer works.
         Exception: the first error of a job; jobs that have not begun are dropped.
     """
-    choose_backend()
+    if draw:
+        choose_backend()
+    else:
+        choose_any_backend()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=start_worker, initargs=(os.getpid(),)) as pool:
         futures: list[Future[Done]] = [pool.submit(work, job) for job in jobs]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,28 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
 def test_two_dims_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'twin': action=.*only once"):
         Embodiment(name="twin", state=("x",), action=("dx", "dx"), cameras=("front",), fps=20)
+
+
+def test_scales_are_kept_and_older_files_have_none(tmp_path: Path) -> None:
+    scaled = replace(SAWYER, action_scale=(0.04,), cameras=())
+    save_embodiments(tmp_path, [scaled])
+    assert load_embodiments(tmp_path) == {"sawyer": scaled}
+    older = {"name": "sawyer", "state": ["x", "y"], "action": ["dx"], "cameras": ["front", "wrist"], "fps": 20}
+    (tmp_path / "embodiments.json").write_text(json.dumps({"sawyer": older}))
+    assert load_embodiments(tmp_path) == {"sawyer": SAWYER}
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (
+            (0.04, 0.04),
+            r"'sawyer': action_scale=\[0.04, 0.04\] must hold a number for each of the 1 action dims \['dx'\]",
+        ),
+        ((float("nan"),), r"'sawyer': action_scale=\[nan\] must be finite and not negative"),
+        ((-0.04,), r"'sawyer': action_scale=\[-0.04\] must be finite and not negative"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(scale: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SAWYER, action_scale=scale)

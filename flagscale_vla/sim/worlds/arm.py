@@ -12,6 +12,7 @@ Vector = NDArray[np.float64]
 
 METERS_PER_ACTION = 0.05
 RADIANS_PER_ACTION = 0.5
+"""What a whole unit asks OSC_POSE for, from wherever the hand is; in one step the hand does about a fifth of it."""
 DOWN = np.diag([1.0, -1.0, -1.0])
 """A hand that points at the table. Rotations are told relative to it: around half a turn, an axis-angle vector jumps
 from one sign to the other."""

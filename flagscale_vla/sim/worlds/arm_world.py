@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from flagscale_vla.records import Observation
 from flagscale_vla.robots.embodiments import Embodiment
-from flagscale_vla.sim.worlds.arm import Arm
+from flagscale_vla.sim.worlds.arm import METERS_PER_ACTION, RADIANS_PER_ACTION, Arm
 from flagscale_vla.sim.worlds.cameras import Cameras, View
 from flagscale_vla.sim.worlds.waypoints import WaypointExpert
-from flagscale_vla.sim.worlds.world import CONTROL_HZ, checked_action, draw_phrasing
+from flagscale_vla.sim.worlds.world import CONTROL_HZ, as_recorded, checked_action, draw_phrasing
 
 NOISE_SHARE = (0.5, 0.5, 0.5, 0.1, 0.1, 0.1, 0.0)
 """An action unit is 5 cm or half a radian: turns take less noise than moves."""
@@ -29,7 +29,7 @@ class ArmWorld:
         embodiment: of the arm.
         phrasings: sentences that ask for the task.
         views: camera by name.
-        image_pixels: side of a frame.
+        image_pixels: side of a frame; 0 for none.
         max_steps: steps that are enough for the expert.
     """
 
@@ -46,10 +46,12 @@ class ArmWorld:
         image_pixels: int,
         max_steps: int,
     ) -> None:
-        self.task, self.embodiment, self.phrasings, self.max_steps = task, embodiment, phrasings, max_steps
+        self.task, self.phrasings, self.max_steps = task, phrasings, max_steps
+        self.embodiment = as_recorded(embodiment, image_pixels)
         self.instruction = phrasings[0]
         self.env = env
-        self._cameras = Cameras(env.sim.model._model, views, pixels=image_pixels, task=task, collision_shapes=False)
+        shown = views if image_pixels else {}
+        self._cameras = Cameras(env.sim.model._model, shown, pixels=image_pixels, task=task, collision_shapes=False)
         self._done = False
         self.arm = Arm(env)
         self._expert: WaypointExpert
@@ -124,6 +126,7 @@ def arm_embodiment(name: str) -> Embodiment:
         action=("dx", "dy", "dz", "drx", "dry", "drz", "gripper"),
         cameras=("front", "wrist"),
         fps=CONTROL_HZ,
+        action_scale=(*[METERS_PER_ACTION] * 3, *[RADIANS_PER_ACTION] * 3, 0.0),
     )
 
 

@@ -10,6 +10,8 @@ import sys
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("egl", "osmesa")
+NONE = "disable"
+"""What MUJOCO_GL says where MuJoCo is to do without OpenGL."""
 TRIED = "FLAGSCALE_VLA_RENDERER"
 """Environment variable that tells processes started from here which backend was seen to work."""
 HELP = (
@@ -45,6 +47,16 @@ def choose_backend() -> str:
             os.environ["MUJOCO_GL"] = os.environ[TRIED] = backend
             return backend
     raise OSError(HELP + (f". Or unset MUJOCO_GL={chosen}, so that one that works is looked for" if chosen else ""))
+
+
+def choose_any_backend() -> None:
+    """`choose_backend` for worlds that never draw: where no backend works, MuJoCo is told to do without."""
+    if os.environ.get("MUJOCO_GL") == NONE:
+        return
+    try:
+        choose_backend()
+    except OSError:
+        os.environ["MUJOCO_GL"] = NONE
 
 
 def draws(backend: str) -> bool:

@@ -47,8 +47,8 @@ class Cameras:
 
     Args:
         model: the compiled model; `speed_up` is applied to it.
-        views: by the name the robot gives them.
-        pixels: side of the square frames.
+        views: by the name the robot gives them; none for a world without pictures, which opens no renderer.
+        pixels: side of the square frames, above 0 where there are views.
         task: named in errors.
         collision_shapes: draw group 0, which robosuite uses for collision shapes.
     """

@@ -15,10 +15,13 @@ from flagscale_vla.records import Observation
 from flagscale_vla.robots.embodiments import Embodiment
 from flagscale_vla.sim.worlds.cameras import Cameras, View
 from flagscale_vla.sim.worlds.metaworld_skills import SKILLS
-from flagscale_vla.sim.worlds.world import CONTROL_HZ, checked_action, draw_phrasing
+from flagscale_vla.sim.worlds.world import CONTROL_HZ, as_recorded, checked_action, draw_phrasing
 
 ACTION_REPEAT = 4
 """Meta-World steps at 80 Hz."""
+METERS_PER_ACTION = 0.04
+"""How far a whole unit moves the point that the hand is pulled to: 1 cm (`SawyerXYZEnv.action_scale`) four times. The
+hand follows a little late."""
 STATE_DIM = 4
 """What of the 39 observed numbers is the robot's own: hand x, y, z in metres, gripper opening in [0, 1]."""
 MAX_STEPS = 40
@@ -31,6 +34,7 @@ SAWYER = Embodiment(
     action=("dx", "dy", "dz", "gripper"),
     cameras=("front", "wrist"),
     fps=CONTROL_HZ,
+    action_scale=(METERS_PER_ACTION, METERS_PER_ACTION, METERS_PER_ACTION, 0.0),
 )
 
 
@@ -39,7 +43,7 @@ class MetaWorld:
 
     Args:
         task: `metaworld/NAME`, NAME a key of `SKILLS`.
-        image_pixels: side of a camera frame.
+        image_pixels: side of a camera frame; 0 for none.
     """
 
     max_steps = MAX_STEPS
@@ -47,14 +51,14 @@ class MetaWorld:
 
     def __init__(self, task: str, image_pixels: int) -> None:
         name = task.removeprefix("metaworld/")
-        self.task, self.embodiment = task, SAWYER
+        self.task, self.embodiment = task, as_recorded(SAWYER, image_pixels)
         self.phrasings, self._phase = SKILLS[name].phrasings, SKILLS[name].phase
         self.instruction = self.phrasings[0]
         self._env = open_env(f"{name}-v3")
         self._expert = ENV_POLICY_MAP[f"{name}-v3"]()
         model = self._env.model
         model.camera("corner2").pos[:] = FRONT_POSITION
-        self._cameras = Cameras(model, VIEWS, pixels=image_pixels, task=task)
+        self._cameras = Cameras(model, VIEWS if image_pixels else {}, pixels=image_pixels, task=task)
         self._seen: NDArray[np.float64] = np.zeros(39)
         self._done = False
 

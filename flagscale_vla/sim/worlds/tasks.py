@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from flagscale_vla.config.runs import Tier
-from flagscale_vla.sim.worlds.backend import choose_backend
+from flagscale_vla.sim.worlds.backend import choose_any_backend, choose_backend
 from flagscale_vla.sim.worlds.metaworld_skills import SKILLS
 from flagscale_vla.sim.worlds.world import World
 
@@ -62,15 +62,18 @@ def make_world(task: str, image_pixels: int) -> World:
 
     Args:
         task: as in `TASKS`, e.g. `metaworld/door-open`.
-        image_pixels: side of the camera frames.
+        image_pixels: side of the camera frames; 0 for a world that shows no pictures and needs no renderer.
 
     Raises:
         ValueError: no such task, or its simulator is not installed.
-        OSError: no off-screen renderer works here, or a system library is missing.
+        OSError: no off-screen renderer works here and pictures are asked for, or a system library is missing.
     """
     check_task(task)
     check_installed(task)
-    choose_backend()
+    if image_pixels:
+        choose_backend()
+    else:
+        choose_any_backend()
     _, _, module, name = SIMULATORS[task.split("/")[0]]
     try:
         return import_module(module).__dict__[name](task, image_pixels)

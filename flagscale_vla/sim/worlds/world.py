@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -39,7 +40,7 @@ class World(Protocol):
         ...
 
     def observe(self) -> Observation:
-        """What the robot sees now, from all its cameras.
+        """What the robot sees now, from all its cameras; no picture where it has none.
 
         Raises:
             FrameError: a frame is blank or stale.
@@ -65,6 +66,11 @@ class World(Protocol):
     def close(self) -> None:
         """Give the simulator's memory and the renderer back."""
         ...
+
+
+def as_recorded(embodiment: Embodiment, image_pixels: int) -> Embodiment:
+    """The robot as its episodes show it: without cameras where there are no pictures."""
+    return embodiment if image_pixels else replace(embodiment, cameras=())
 
 
 def checked_action(action: NDArray[np.float32], width: int) -> NDArray[np.float32]:
