@@ -92,6 +92,10 @@ class Topology:
         dist.all_reduce(total)
         return [float(value) for value in total]
 
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Sum a tensor over every process, in place; every process gets the same bits."""
+        dist.all_reduce(tensor)
+
     def data_sum(self, values: Sequence[int]) -> list[int]:
         """Sum of `values` over the data-parallel ranks, each of which reads different rows."""
         total = torch.tensor(values, dtype=torch.int64, device=self.device)
