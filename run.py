@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.exchange import ExportRun, ImportRun
+from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
 from flagscale_vla.config.schema import register_schemas, settings_of
 
@@ -25,6 +26,7 @@ JOBS: dict[type, tuple[str, str]] = {
     TrainRun: ("flagscale_vla.train.pretrain", "run"),
     RecordRun: ("flagscale_vla.sim.record", "run"),
     EvalRun: ("flagscale_vla.sim.evaluate", "run"),
+    ReplayRun: ("flagscale_vla.sim.replay", "run"),
     ImportRun: ("flagscale_vla.hf.importer", "run"),
     ExportRun: ("flagscale_vla.hf.exporter", "run"),
 }

@@ -11,12 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.exchange import ExportRun, ImportRun
+from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun
 
 SCHEMAS: dict[str, type] = {
     "train_schema": TrainRun,
     "record_schema": RecordRun,
     "eval_schema": EvalRun,
+    "replay_schema": ReplayRun,
     "import_schema": ImportRun,
     "export_schema": ExportRun,
 }

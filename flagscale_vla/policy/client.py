@@ -27,6 +27,25 @@ class PolicyClient(Protocol):
         """Actions f32[..., A0] of `robot` less the training mean, over the training standard deviation."""
 
 
+class Codec(Protocol):
+    """An action tokenizer there and back, for chunks of one length."""
+
+    @property
+    def kind(self) -> str:
+        """A word for what it is, as `omnisat` or `fast`."""
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a chunk, H."""
+
+    def reconstruct(self, robot: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What is left of a chunk f32[H, A0], in the robot's own units, once it was encoded and decoded.
+
+        Raises:
+            ValueError: the robot is unknown, or the chunk has another width or holds NaN or infinity.
+        """
+
+
 def open_policy(checkpoint: Path, *, platform: PlatformConfig, denoise_steps: int) -> PolicyClient:
     """Load a checkpoint, or the newest of a training run's output folder, into this process.
 
@@ -38,3 +57,14 @@ def open_policy(checkpoint: Path, *, platform: PlatformConfig, denoise_steps: in
     from flagscale_vla.policy.policy import Policy
 
     return Policy.open(checkpoint, platform=platform, denoise_steps=denoise_steps)
+
+
+def open_codec(folder: Path, *, horizon: int) -> Codec:
+    """Load a saved action tokenizer of any kind into this process.
+
+    Raises:
+        ValueError: the folder holds none, or it is damaged.
+    """
+    from flagscale_vla.policy.codec import TokenizerCodec
+
+    return TokenizerCodec.open(folder, horizon)

@@ -16,12 +16,14 @@ from flagscale_vla.policy.client import PolicyClient
 from flagscale_vla.sim.film import Film
 from flagscale_vla.sim.seeds import Purpose, episode_seed
 from flagscale_vla.sim.workers import close_world, open_world
-from flagscale_vla.sim.worlds.world import World
+from flagscale_vla.sim.worlds.world import CONTROL_HZ, World
 
 logger = logging.getLogger(__name__)
 
 Plan = Callable[[World, int], NDArray[np.float32]]
 """(world, seed) -> the next actions f32[n, A0], in [-1, 1] or to be clipped to it"""
+Play = Callable[[World, int, int], tuple[bool, int]]
+"""(world that was just reset, its seed, most steps) -> whether the task was done, and after how many steps"""
 
 
 class Outcome(Enum):
@@ -33,11 +35,17 @@ class Outcome(Enum):
 
 
 class Controller(Enum):
-    """Who drives: the policy that is judged, or one of the two that set the scale."""
+    """Who drives: what is judged, or what sets the scale."""
 
     policy = "policy"
     expert = "expert"
     zero = "zero"
+    raw = "raw"
+    """the expert's actions of before, as they were"""
+    codec = "codec"
+    """the same through an action tokenizer"""
+    chunks = "chunks"
+    """chunk by chunk what the expert would do from here, through an action tokenizer"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,23 +102,32 @@ def policy_plan(client: PolicyClient, execute_steps: int) -> Plan:
 
 
 def attempt(trial: Trial, rules: Rules, plan: Plan) -> Attempt:
-    """Roll one episode out. Whatever goes wrong inside it is its outcome, and does not stop the others."""
+    """Roll one episode out, filmed where its trial says so."""
+    film = Film(CONTROL_HZ) if trial.film is not None else None
+
+    def play(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
+        return roll_out(world, plan, seed=seed, max_steps=max_steps, film=film)
+
+    found = play_trial(trial, rules, play)
+    if film is not None and trial.film is not None:
+        film.save(trial.film, found.outcome.value)
+    return found
+
+
+def play_trial(trial: Trial, rules: Rules, play: Play) -> Attempt:
+    """Play one episode. Whatever goes wrong inside it is its outcome, and does not stop the others."""
     world = open_world(trial.task, rules.image_pixels)
     seed = episode_seed(Purpose.evaluate, rules.seed, trial.number)
-    film = Film(world.embodiment.fps) if trial.film is not None else None
     begin, message = time.perf_counter(), ""
     world.reset(seed)
     instruction, steps = world.instruction, 0
     try:
-        limit = rules.max_steps or world.max_steps
-        done, steps = roll_out(world, plan, seed=seed, max_steps=limit, film=film)
+        done, steps = play(world, seed, rules.max_steps or world.max_steps)
         outcome = Outcome.success if done else Outcome.failure
     except Exception as error:  # the rollout's edge: one episode's error must not end the evaluation
         outcome, message = Outcome.error, f"{type(error).__name__}: {error}"
         logger.warning("%s, episode %d of %s: %s", trial.task, trial.number, trial.controller.value, message)
         close_world()
-    if film is not None and trial.film is not None:
-        film.save(trial.film, outcome.value)
     return Attempt(
         trial=trial,
         outcome=outcome,

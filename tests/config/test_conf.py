@@ -185,6 +185,17 @@ platform.threads=-1
 platform.fp8=hybrid
 """
 
+BAD_REPLAY = """
+output=''
+tokenizer=''
+episodes=0
+horizon=0
+max_steps=-1
+confidence=0
+processes=0
+seed=-1
+"""
+
 NO_WINDOWS = "model.vision.window_pixels=0 model.vision.full_attention_layers=[]"
 CASES = [
     (name, line.replace("NO_WINDOWS", NO_WINDOWS))
@@ -192,6 +203,7 @@ CASES = [
         ("train_tiny_action", BAD_TRAINING),
         ("record_demo", BAD_RECORDING),
         ("eval_demo", BAD_EVALUATION),
+        ("replay_demo", BAD_REPLAY),
     )
     for line in lines.strip().splitlines()
 ]

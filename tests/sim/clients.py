@@ -45,3 +45,31 @@ def open_exploding():
 
 def open_broken():
     raise ValueError("no such weights")
+
+
+class FixedCodec:
+    """Gives back each chunk, changed in one way."""
+
+    kind = "fixed"
+
+    def __init__(self, horizon=16, gain=1.0, breaks_on=None):
+        self.horizon, self.gain, self.breaks_on = horizon, gain, breaks_on
+        self.seen = []
+
+    def reconstruct(self, robot, values):
+        if robot == self.breaks_on:
+            raise ValueError(f"robot={robot!r} was not fitted")
+        self.seen.append(values)
+        return (values * np.array([self.gain] * 3 + [1.0])).astype(np.float32)
+
+
+def open_exact_codec():
+    return FixedCodec()
+
+
+def open_still_codec():
+    return FixedCodec(gain=0.0)
+
+
+def open_unfitted_codec():
+    return FixedCodec(breaks_on="metaworld_sawyer")

@@ -1,0 +1,95 @@
+"""An expert's episode played again: as it was, through a codec, or chunk by chunk from wherever the codec has led."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagscale_vla.policy.client import Codec
+from flagscale_vla.sim.rollout import Play
+from flagscale_vla.sim.worlds.world import World
+
+Actions = NDArray[np.float32]
+"""f32[steps, A0]"""
+
+
+def play_raw(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
+    """Let the expert do the task, then do the same actions again without looking."""
+    actions = expert_actions(world, max_steps)
+    world.reset(seed)
+    return play_actions(world, actions)
+
+
+def play_codec(codec: Codec) -> Play:
+    """Let the expert do the task, then do what a codec leaves of its actions, without looking."""
+
+    def play(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
+        actions = through_codec(codec, world.robot, expert_actions(world, max_steps))
+        world.reset(seed)
+        return play_actions(world, actions)
+
+    return play
+
+
+def play_chunks(codec: Codec) -> Play:
+    """At the end of each chunk ask the expert for the next one from there, and do what a codec leaves of it.
+
+    An expert answers for one step, so its chunk is found by letting it act. The world is then brought back by doing all
+    that was done before again, from the same seed: no simulator here can be trusted to save and restore all it holds.
+    """
+
+    def play(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
+        done: list[Actions] = []
+        while True:
+            solved, steps = play_beside_expert(world, done)
+            if solved or steps >= max_steps:
+                return solved, steps
+            ahead = expert_actions(world, codec.horizon)
+            done.append(codec.reconstruct(world.robot, fill_up(ahead, codec.horizon)[0])[: max_steps - steps])
+            world.reset(seed)
+
+    return play
+
+
+def expert_actions(world: World, max_steps: int) -> Actions:
+    """What the expert does from here until the task is done, or for `max_steps`."""
+    actions = []
+    for _ in range(max_steps):
+        actions.append(world.expert_action())
+        if world.step(actions[-1]):
+            break
+    return np.stack(actions)
+
+
+def play_actions(world: World, actions: Actions) -> tuple[bool, int]:
+    """Step through actions until the task is done; returns whether it was, and after how many steps."""
+    for step, action in enumerate(actions, start=1):
+        if world.step(np.clip(action, -1.0, 1.0)):
+            return True, step
+    return False, len(actions)
+
+
+def play_beside_expert(world: World, chunks: Sequence[Actions]) -> tuple[bool, int]:
+    """`play_actions`, with the expert asked at every step, as an expert with a program needs to be."""
+    steps = 0
+    for chunk in chunks:
+        for action in chunk:
+            world.expert_action()
+            steps += 1
+            if world.step(np.clip(action, -1.0, 1.0)):
+                return True, steps
+    return False, steps
+
+
+def through_codec(codec: Codec, robot: str, actions: Actions) -> Actions:
+    """What a codec leaves of actions, chunk by chunk; what the last one was filled up with is cut off."""
+    chunks = [codec.reconstruct(robot, chunk) for chunk in fill_up(actions, codec.horizon)]
+    return np.concatenate(chunks)[: len(actions)]
+
+
+def fill_up(actions: Actions, horizon: int) -> Actions:
+    """Chunks f32[N, H, A0] one behind the other, the last filled up by repeating the last action, as training's are."""
+    places = np.arange(-(-len(actions) // horizon) * horizon)
+    return actions[np.minimum(places, len(actions) - 1)].reshape(-1, horizon, actions.shape[1])
