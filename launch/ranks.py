@@ -1,4 +1,4 @@
-"""Start a training run's processes on this host, or say what the run needs that this host has not got."""
+"""Start a job's processes on this host, or say what the job needs that this host has not got."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 from uuid import uuid4
 
 import psutil
@@ -33,7 +34,19 @@ SAVE_SECONDS = 300
 """How long ranks may take to save and stop after a signal, before they are killed."""
 
 
-def start_ranks(run: TrainRun) -> bool:
+class Ranked(Protocol):
+    """Settings of a job that may run in several processes."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """How many, and what each does."""
+
+    @property
+    def platform(self) -> PlatformConfig:
+        """What they compute on."""
+
+
+def start_ranks(run: Ranked) -> bool:
     """Run `run.py` once per process that the settings ask for, with this process's own arguments, and wait.
 
     Returns:
@@ -43,9 +56,10 @@ def start_ranks(run: TrainRun) -> bool:
         ConfigError: the run needs hosts, GPUs or memory that are not here; the message says how to start it.
         SystemExit: a rank failed (its number and message), or a signal stopped the run.
     """
-    check_hosts(run.parallel)
-    on_gpu = check_gpus(run.parallel, run.platform)
-    if not on_gpu:
+    here = train_here() if isinstance(run, TrainRun) else run_here()
+    check_hosts(run.parallel, here)
+    on_gpu = check_gpus(run.parallel, run.platform, here)
+    if not on_gpu and isinstance(run, TrainRun):
         check_memory(run)
     if run.parallel.world_size == 1:
         return False
@@ -53,13 +67,13 @@ def start_ranks(run: TrainRun) -> bool:
     return True
 
 
-def check_hosts(parallel: ParallelConfig) -> None:
-    """Refuse a run over several hosts that no launcher started."""
+def check_hosts(parallel: ParallelConfig, here: str) -> None:
+    """Refuse a run over several hosts that no launcher started; `here` says what can be run on this one."""
     if parallel.hosts > 1:
-        raise ConfigError(f"parallel.hosts={parallel.hosts}: this is one host. {needs(parallel)}")
+        raise ConfigError(f"parallel.hosts={parallel.hosts}: this is one host. {needs(parallel, here)}")
 
 
-def check_gpus(parallel: ParallelConfig, platform: PlatformConfig) -> bool:
+def check_gpus(parallel: ParallelConfig, platform: PlatformConfig, here: str) -> bool:
     """Whether the run computes on GPUs; refuses one that wants more of them than this host has."""
     if platform.device is Device.cpu:
         return False
@@ -71,7 +85,7 @@ def check_gpus(parallel: ParallelConfig, platform: PlatformConfig) -> bool:
     if found < parallel.world_size:
         value = platform.device.value
         rule = f"{parallel.world_size} processes want a GPU each and this host has {found}"
-        raise ConfigError(f"platform.device={value}: {rule}. {needs(parallel)}")
+        raise ConfigError(f"platform.device={value}: {rule}. {needs(parallel, here)}")
     return True
 
 
@@ -87,7 +101,7 @@ def check_memory(run: TrainRun) -> None:
             f"{parameters:,} parameters with gradients and optimizer state take at least {least / GIB:.0f} GiB "
             f"on a CPU and this host has {limit / GIB:.0f} GiB"
         )
-        raise ConfigError(f"model.name={run.model.name}: {rule}. {needs(run.parallel)}")
+        raise ConfigError(f"model.name={run.model.name}: {rule}. {needs(run.parallel, train_here())}")
 
 
 def least_bytes(parameters: int, parallel: ParallelConfig) -> int:
@@ -103,7 +117,21 @@ def memory_limit(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
     return total if limit == "max" else min(total, int(limit))
 
 
-def needs(parallel: ParallelConfig) -> str:
+def train_here() -> str:
+    """What of a training run can be done on this host, as a sentence for an error message."""
+    return (
+        "On this machine, `make train` trains the small model, and\n"
+        f"  python run.py {shlex.join(sys.argv[1:])} action=dryrun\n"
+        "checks these settings and counts parameters."
+    )
+
+
+def run_here() -> str:
+    """The same of any other job."""
+    return f"On this machine, this would pass: python run.py {shlex.join(sys.argv[1:])} parallel.hosts=1"
+
+
+def needs(parallel: ParallelConfig, here: str) -> str:
     """What a run needs, how to start it there, and what can be run here, as sentences for an error message."""
     arguments = shlex.join(sys.argv[1:])
     hosts, local = parallel.hosts, parallel.world_size // parallel.hosts
@@ -114,9 +142,7 @@ def needs(parallel: ParallelConfig) -> str:
         f"  sbatch --nodes={hosts} launch/slurm.sbatch {arguments}\n"
         "or on every host with\n"
         f"  NODES={hosts} PROCESSES={local} MASTER=FIRST_HOST launch/torchrun.sh {arguments}\n"
-        "On this machine, `make train` trains the small model, and\n"
-        f"  python run.py {arguments} action=dryrun\n"
-        "checks these settings and counts parameters."
+        f"{here}"
     )
 
 

@@ -35,7 +35,7 @@ def on(device: Device) -> PlatformConfig:
 def test_a_run_over_hosts_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["run.py", "--config-name", "train_3b_action"])
     with pytest.raises(ConfigError) as error:
-        ranks.check_hosts(layout(data=128, hosts=16))
+        ranks.check_hosts(layout(data=128, hosts=16), ranks.train_here())
     for words in (
         "128 processes on 16 hosts, 8 on each",
         "sbatch --nodes=16 launch/slurm.sbatch --config-name train_3b_action\n",
@@ -43,7 +43,7 @@ def test_a_run_over_hosts_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) 
         "python run.py --config-name train_3b_action action=dryrun\n",
     ):
         assert words in str(error.value)
-    ranks.check_hosts(layout(data=128))
+    ranks.check_hosts(layout(data=128), "")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_gpus_are_used_where_enough_are_found(
     monkeypatch: pytest.MonkeyPatch, device: Device, found: int, answer: bool
 ) -> None:
     monkeypatch.setattr(mcore_platform, "count_gpus", lambda: found)
-    assert ranks.check_gpus(layout(data=2), on(device)) is answer
+    assert ranks.check_gpus(layout(data=2), on(device), "") is answer
 
 
 @pytest.mark.parametrize(("device", "found"), [(Device.gpu, 0), (Device.gpu, 1), (Device.auto, 1)])
@@ -62,7 +62,7 @@ def test_too_few_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, device: Devic
     monkeypatch.setattr(mcore_platform, "count_gpus", lambda: found)
     words = f"platform.device={device.value}: 2 processes want a GPU each and this host has {found}"
     with pytest.raises(ConfigError, match=words):
-        ranks.check_gpus(layout(data=2), on(device))
+        ranks.check_gpus(layout(data=2), on(device), ranks.run_here())
 
 
 def test_memory_of_replicas_adds_up() -> None:
