@@ -10,7 +10,13 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from flagscale_vla.config.data import ActionConfig, ImageConfig, Normalization
+from flagscale_vla.action.binning import Binning
+from flagscale_vla.action.fast import Fast, fit_fast
+from flagscale_vla.action.tokenizer import ActionTokenizer
+from flagscale_vla.action.units import Units
+from flagscale_vla.action.vocabulary import added_tokens
+from flagscale_vla.config.data import ActionConfig, Answer, CodeIds, ImageConfig, Normalization
+from flagscale_vla.data.codes import Tokenizers
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.shards import ShardWriter
 from flagscale_vla.data.tokenizer import fit_tokenizer
@@ -122,10 +128,16 @@ def image_config(shift_pixels: int = 0) -> ImageConfig:
     return ImageConfig(min_pixels=784, max_pixels=12544, shift_pixels=shift_pixels)
 
 
-def action_config(horizon: int = 8, *, supervise_padding: bool = False) -> ActionConfig:
+def action_config(
+    horizon: int = 8, *, supervise_padding: bool = False, answer: Answer = Answer.flow, tokenizer: str = ""
+) -> ActionConfig:
     """EO-1's flow settings."""
     return ActionConfig(
         horizon=horizon,
+        answer=answer,
+        tokenizer=tokenizer,
+        layers=0,
+        ids=CodeIds.appended,
         normalization=Normalization.mean_std,
         beta_alpha=1.5,
         beta_beta=1.0,
@@ -135,15 +147,50 @@ def action_config(horizon: int = 8, *, supervise_padding: bool = False) -> Actio
     )
 
 
+def units() -> Units:
+    """Both robots, in ranges of -1 to 1."""
+    robots = {robot.name: robot for robot in (SAWYER, PANDA)}
+    statistics = {name: unit_statistics(len(robot.action)) for name, robot in robots.items()}
+    return Units(robots, {name: RobotStatistics(state=part, action=part) for name, part in statistics.items()})
+
+
+def binning(bins: int = 16) -> Binning:
+    """Codes of a fixed number, another one for each robot."""
+    return Binning(bins=bins, units=units())
+
+
+def fast() -> Fast:
+    """Codes whose number differs from chunk to chunk."""
+    raws = [robot_sample(seed, robot) for seed in range(40) for robot in (SAWYER, PANDA)]
+    actions = [segment for raw in raws for segment in raw.segments if isinstance(segment, Action)]
+    chunks = {
+        robot.name: np.stack([action.values[:8] for action in actions if action.robot == robot.name])
+        for robot in (SAWYER, PANDA)
+    }
+    return fit_fast(chunks, units(), scale=2.0, vocab_size=300)
+
+
 def make_recipe(
-    horizon: int = 8, width: int = 8, vocab: int = 512, shift_pixels: int = 0, *, supervise_padding: bool = False
+    horizon: int = 8,
+    width: int = 8,
+    vocab: int = 512,
+    shift_pixels: int = 0,
+    *,
+    supervise_padding: bool = False,
+    answer: Answer = Answer.flow,
+    codec: ActionTokenizer | None = None,
 ) -> Recipe:
-    """A recipe for the samples of this file, with a tokenizer fitted on their words."""
+    """A recipe for the samples of this file, with a tokenizer fitted on their words; `codec` is for codes."""
     generator = np.random.default_rng(0)
     texts = [sentence(generator, 30) for _ in range(50)]
     robots = (SAWYER, PANDA)
+    action = action_config(
+        horizon, supervise_padding=supervise_padding, answer=answer, tokenizer="codec" if codec else ""
+    )
     return Recipe(
-        tokenizer=fit_tokenizer(texts, vocab),
+        tokenizers=Tokenizers(
+            text=fit_tokenizer(texts, vocab, added_tokens(codec.num_codes if codec else 0, action.ids)), actions=codec
+        ),
         embodiments={robot.name: robot for robot in robots},
         statistics={
             robot.name: RobotStatistics(
@@ -152,7 +199,7 @@ def make_recipe(
             for robot in robots
         },
         image=image_config(shift_pixels),
-        action=action_config(horizon, supervise_padding=supervise_padding),
+        action=action,
         width=width,
         system_prompt="You are a helpful physical assistant.",
     )

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image as Picture
 
 from flagscale_vla.config.runs import TrainRun
+from flagscale_vla.data.codes import Tokenizers
 from flagscale_vla.data.index import Index
 from flagscale_vla.data.prepare import open_train_data
 from flagscale_vla.data.read import read_sample
@@ -97,7 +98,7 @@ def made_up(run: TrainRun) -> Recipe:
     """A recipe for frames of a robot that does not exist."""
     template = ["system\n", "user\n", "assistant\n", run.data.system_prompt, *INSTRUCTIONS]
     return Recipe(
-        tokenizer=fit_tokenizer(2 * template, run.model.language.vocab),
+        tokenizers=Tokenizers(text=fit_tokenizer(2 * template, run.model.language.vocab), actions=None),
         embodiments={ROBOT.name: ROBOT},
         statistics={ROBOT.name: RobotStatistics(state=UNIT, action=UNIT)},
         image=run.data.image,

@@ -76,7 +76,7 @@ def open_whole(checkpoint: Path) -> Policy:
     platform = PlatformConfig(
         device=Device.cpu, dtype=Dtype.float32, fp8=Fp8.none, matmul=MatmulPrecision.highest, threads=0
     )
-    return Policy.open(checkpoint, platform=platform, denoise_steps=1)
+    return Policy.open(checkpoint, platform=platform, denoise_steps=1, temperature=0.0)
 
 
 @torch.no_grad()

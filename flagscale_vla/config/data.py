@@ -64,12 +64,38 @@ class DataConfig:
         check_share("data.max_bad_share", self.max_bad_share)
 
 
+class Answer(Enum):
+    """What a model answers with."""
+
+    flow = "flow"
+    """a chunk that is denoised"""
+    codes = "codes"
+    """an action tokenizer's codes, written like words"""
+    both = "both"
+    """codes, and behind them a chunk that is denoised in their sight"""
+
+
+class CodeIds(Enum):
+    """Where in the language model's vocabulary codes have their ids."""
+
+    appended = "appended"
+    """new ids behind the tokenizer's own; the embedding needs rows for them"""
+    tail = "tail"
+    """RoboBrain-X0's place: the last 2,048 of Qwen2.5's text ids, which lose their meaning as text"""
+
+
 @dataclass(slots=True, kw_only=True)
 class ActionConfig:
-    """How a chunk of actions is made and noised (EO-1 report, section 3)."""
+    """How a chunk of actions is made and noised (EO-1 report, section 3), and how it is written in codes."""
 
     horizon: int
     """steps in a chunk, H"""
+    answer: Answer
+    tokenizer: str
+    """folder of an action tokenizer; empty where there are no codes"""
+    layers: int
+    """residual layers of the action tokenizer whose codes are used; 0 for all"""
+    ids: CodeIds
     normalization: Normalization
     beta_alpha: float
     beta_beta: float
@@ -82,6 +108,17 @@ class ActionConfig:
     def __post_init__(self) -> None:
         for name in ("horizon", "beta_alpha", "beta_beta", "time_scale"):
             check_positive(f"action.{name}", self.__getattribute__(name))
+        self._check_codes()
         ok = self.time_offset >= 0 and self.time_scale + self.time_offset <= 1.0 + 1e-9
         rule = f"must not be negative, and time_scale={self.time_scale} plus it must not exceed 1"
         check(ok, "action.time_offset", self.time_offset, rule, round(1 - self.time_scale, 6))
+
+    def _check_codes(self) -> None:
+        answer, tokenizer = self.answer.value, self.tokenizer or "''"
+        check(self.layers >= 0, "action.layers", self.layers, "must not be negative", 0)
+        if self.answer is Answer.flow:
+            check(not self.tokenizer, "action.tokenizer", tokenizer, f"action.answer={answer} has no codes", "''")
+            check(self.layers == 0, "action.layers", self.layers, f"action.answer={answer} has no codes", 0)
+        rule = f"action.answer={answer} needs the folder of an action tokenizer"
+        ok = self.answer is Answer.flow or bool(self.tokenizer)
+        check(ok, "action.tokenizer", tokenizer, rule, "runs/tokenizer_omnisat/action_tokenizer")

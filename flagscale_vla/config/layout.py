@@ -8,6 +8,9 @@ from flagscale_vla.config.checks import check
 from flagscale_vla.config.model import LanguageConfig, ModelConfig
 from flagscale_vla.config.parallel import ParallelConfig, Recompute, RecomputeModule
 
+VOCAB_UNIT = 64
+"""Rows of an embedding that has grown are padded to a multiple of this for each tensor rank."""
+
 Rule = tuple[str, bool]
 """What must hold, and whether it does."""
 
@@ -96,6 +99,13 @@ def check_rows(parallel: ParallelConfig, pack_length: int, least: int, global_pa
     unit = parallel.data * (parallel.pipeline if parallel.virtual > 1 else 1)
     rule = f"must be a multiple of {unit} (parallel.data, x parallel.pipeline with parallel.virtual above 1)"
     check(global_packs % unit == 0, "global_packs", global_packs, rule, (global_packs // unit + 1) * unit)
+
+
+def check_vocab(vocab: int, tensor: int) -> None:
+    """Refuse an embedding with codes behind its words that is no multiple of 64 rows for each tensor rank."""
+    unit = VOCAB_UNIT * tensor
+    rule = f"must be a multiple of {unit} (64 x parallel.tensor) where codes have ids behind the words'"
+    check(vocab % unit == 0, "model.language.vocab", vocab, rule, (vocab // unit + 1) * unit)
 
 
 def largest(limit: int, passes: Callable[[int], bool]) -> int:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from flagscale_vla.config.checks import check, check_positive, check_seed
-from flagscale_vla.config.data import TOKEN_PIXELS, ActionConfig, DataConfig
-from flagscale_vla.config.layout import check_layout, check_rows
+from flagscale_vla.config.data import TOKEN_PIXELS, ActionConfig, Answer, CodeIds, DataConfig
+from flagscale_vla.config.layout import check_layout, check_rows, check_vocab
 from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.config.optim import OptimConfig
 from flagscale_vla.config.parallel import Fp8, ParallelConfig, PlatformConfig
@@ -87,6 +87,7 @@ class TrainRun:
         check_layout(self.model, self.parallel)
         least = self.data.image.max_pixels // TOKEN_PIXELS + self.action.horizon + 1
         check_rows(self.parallel, self.data.pack_length, least, self.global_packs)
+        self._check_codes()
         self._check_fp8()
 
     def _check_pictures(self) -> None:
@@ -95,6 +96,15 @@ class TrainRun:
         ok = kind is not VisionKind.internvit or self.verb is not Verb.run
         rule = "pictures of samples are cut in patches for Qwen's vision towers alone, so this model cannot be trained"
         check(ok, "model.vision.kind", kind.value, rule, VisionKind.qwen2_vl.value)
+
+    def _check_codes(self) -> None:
+        """Codes are learnt by the text loss; ids that are new need rows that every tensor rank has equally many of."""
+        if self.action.answer is Answer.flow:
+            return
+        rule = f"action.answer={self.action.answer.value} learns its codes by this loss"
+        check(self.optim.loss.text > 0, "optim.loss.text", self.optim.loss.text, rule, 1.0)
+        if self.action.ids is CodeIds.appended:
+            check_vocab(self.model.language.vocab, self.parallel.tensor)
 
     def _check_fp8(self) -> None:
         """Transformer Engine's 8-bit products want every side to be a multiple of 16. The vision tower has none."""

@@ -6,6 +6,11 @@
 
 Segments keep their order inside a turn. `<|vla|>` ends a user's turn that is answered with an action. Trained on are
 the content of every assistant's turn and its `<|im_end|>\n`, but not the action placeholders, which the flow loss covers.
+
+Where a model answers in codes, these stand in place of the placeholders; where it answers with both, before them:
+
+    <|action_start|> CODES <|action_end|>
+    <|action_start|> CODES <|action_pad|>*H <|action_end|>
 """  # noqa: E501 - a turn is one line
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagscale_vla.action.vocabulary import Vocabulary
+from flagscale_vla.config.data import Answer
 from flagscale_vla.data.tokenizer import TextEncoder
 from flagscale_vla.records import Action, Image, Segment, Text
 
@@ -70,7 +76,7 @@ class Layout:
     image_lengths: list[int]
     state_starts: list[int]
     action_starts: list[int]
-    """first placeholder of each chunk; its H steps follow"""
+    """first placeholder of each chunk that has any; its H steps follow"""
 
 
 @dataclass(slots=True)
@@ -97,24 +103,33 @@ class Conversation:
     encoder: TextEncoder
     system_prompt: str
     horizon: int
+    answer: Answer
 
-    def lay_out(self, segments: Sequence[Segment], image_tokens: Sequence[int], chosen: int | None) -> Layout:
+    def lay_out(
+        self,
+        segments: Sequence[Segment],
+        image_tokens: Sequence[int],
+        chosen: int | None,
+        codes: Sequence[Sequence[int]] | None = None,
+    ) -> Layout:
         """Write segments as tokens.
 
         Args:
             segments: in reading order.
             image_tokens: merged tokens of each image.
             chosen: the chunk that is noised; the others are clean context.
+            codes: token ids of each chunk's codes; None where there are none, or none yet. Placeholders then follow the
+                beginning at once.
         """
         page = _Page()
         images = iter(image_tokens)
-        chunks = iter(range(num_chunks(segments)))
+        chunks = self._write_chunks(num_chunks(segments), chosen, codes)
         self._write_system(page)
         turns = [(role, list(turn)) for role, turn in groupby(segments, is_assistants)]
         answers = [turn for _, turn in turns[1:]] + [[]]
         for (assistants, turn), answer in zip(turns, answers, strict=True):
             if assistants:
-                self._write_assistant(page, turn, chunks, chosen)
+                self._write_assistant(page, turn, chunks)
             else:
                 self._write_user(page, turn, images, wants_action=num_chunks(answer) > 0)
         return self._finish(page)
@@ -147,7 +162,19 @@ class Conversation:
         page.image_lengths.append(count)
         page.write([v.vision_start, *[v.image_pad] * count, v.vision_end], supervised=False)
 
-    def _write_assistant(self, page: _Page, turn: list[Segment], chunks: Iterator[int], chosen: int | None) -> None:
+    def _write_chunks(
+        self, count: int, chosen: int | None, codes: Sequence[Sequence[int]] | None
+    ) -> Iterator[tuple[Sequence[int], list[int]]]:
+        """Codes and placeholders of each chunk."""
+        v = self.vocabulary
+        steps = 0 if self.answer is Answer.codes and codes is not None else self.horizon
+        for number in range(count):
+            pad = v.action_pad if number == chosen else v.action_pass
+            yield codes[number] if codes is not None else (), [pad] * steps
+
+    def _write_assistant(
+        self, page: _Page, turn: list[Segment], chunks: Iterator[tuple[Sequence[int], list[int]]]
+    ) -> None:
         v = self.vocabulary
         self._write(page, [v.turn_start, "assistant\n"], supervised=False)
         text = ""
@@ -155,11 +182,13 @@ class Conversation:
             if isinstance(segment, Text):
                 text += segment.text
                 continue
+            codes, steps = next(chunks)
             self._write(page, [text, v.action_start], supervised=True)
             text = ""
-            page.action_starts.append(len(page.tokens))
-            pad = v.action_pad if next(chunks) == chosen else v.action_pass
-            page.write([pad] * self.horizon, supervised=False)
+            page.write(codes, supervised=True)
+            if steps:
+                page.action_starts.append(len(page.tokens))
+            page.write(steps, supervised=False)
             page.write([v.action_end], supervised=True)
         self._write(page, [text, v.turn_end, "\n"], supervised=True)
 

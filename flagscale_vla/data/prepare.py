@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from flagscale_vla.action.vocabulary import added_tokens
 from flagscale_vla.config.data import ActionConfig, DataConfig
+from flagscale_vla.data.codes import Tokenizers, open_action_tokenizer
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.index import Index, open_index
 from flagscale_vla.data.kept import find_shards, keep, kept_path
@@ -41,11 +43,14 @@ def open_train_data(data: DataConfig, action: ActionConfig, *, width: int, vocab
         vocab: rows of the embedding, `model.language.vocab`.
 
     Raises:
+        ConfigError: the action tokenizer or the vocabulary does not go with the rest.
         ValueError: there are no shards, or a file is missing, broken or cannot be written.
     """
     folder = Path(data.shards)
+    codec = open_action_tokenizer(action)
+    added = added_tokens(codec.num_codes if codec else 0, action.ids)
     recipe = Recipe(
-        tokenizer=open_tokenizer(data, vocab),
+        tokenizers=Tokenizers(text=open_tokenizer(data, vocab, added), actions=codec),
         embodiments=open_embodiments(folder),
         statistics={},
         image=data.image,
@@ -72,21 +77,21 @@ def open_embodiments(folder: Path) -> dict[str, Embodiment]:
     return {}
 
 
-def open_tokenizer(data: DataConfig, vocab: int) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names, or one fitted on the training shards' text.
+def open_tokenizer(data: DataConfig, vocab: int, added: tuple[str, ...]) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names, or one fitted on the training shards' text, with the tokens `added`.
 
     Raises:
         ConfigError: it has more ids than `vocab`, or there is no such file.
     """
     if data.tokenizer != FIT:
-        return load_tokenizer(Path(data.tokenizer), vocab)
+        return load_tokenizer(Path(data.tokenizer), vocab, added)
     folder = Path(data.shards)
-    path = kept_path(folder, "train", [FIT, FIT_TEXTS, vocab, data.system_prompt], ".tokenizer.json")
+    path = kept_path(folder, "train", [FIT, FIT_TEXTS, vocab, data.system_prompt, added], ".tokenizer.json")
     if not path.is_file():
         # Twice, because the fit merges nothing that occurs once, and these are in every sample.
         template = 2 * [*ROLES, data.system_prompt]
         texts = [*template, *islice(read_texts(folder), FIT_TEXTS)]
-        keep(path, fit_tokenizer(texts, vocab).to_str().encode())
+        keep(path, fit_tokenizer(texts, vocab, added).to_str().encode())
     return read_tokenizer(path)
 
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from flagscale_vla.action.vocabulary import Vocabulary, read_vocabulary
+from flagscale_vla.action.store import load_action_tokenizer
+from flagscale_vla.action.vocabulary import Vocabulary, place_codes, read_vocabulary
 from flagscale_vla.config.checks import check
-from flagscale_vla.config.data import ActionConfig, ImageConfig, Normalization
+from flagscale_vla.config.data import ActionConfig, Answer, CodeIds, ImageConfig, Normalization
 from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
 from flagscale_vla.data import images
 from flagscale_vla.data.chunks import Chunks, Floats, clean_chunks, noise_chunk, pure_noise
+from flagscale_vla.data.codes import ActionCodes, Tokenizers
 from flagscale_vla.data.conversation import UNSUPERVISED, Conversation, Layout, choose_chunk, cut_after_chunk
 from flagscale_vla.data.draws import Draw, stream
 from flagscale_vla.data.faults import BadSampleError
@@ -42,7 +46,11 @@ from flagscale_vla.robots.statistics import (
 
 TOKENIZER_FILE = "tokenizer.json"
 RECIPE_FILE = "recipe.json"
+ACTION_TOKENIZER = "action_tokenizer"
+"""Folder of a recipe that knows codes."""
 RECIPE_VERSION = 1
+FLOW_ALONE: dict[str, Any] = {"answer": "flow", "tokenizer": "", "layers": 0, "ids": "appended"}
+"""What recipes that were written before there were codes leave out."""
 PROMPT_KEY = "observation"
 
 
@@ -50,7 +58,7 @@ class Recipe:
     """Turns a `RawSample` or an `Observation` into a `Sample`.
 
     Args:
-        tokenizer: with Qwen2.5-VL's and EO-1's special tokens.
+        tokenizers: of text and of actions.
         embodiments: the robots, by name.
         statistics: of each robot in `embodiments` that has training data.
         image: how a picture is resized and moved.
@@ -59,14 +67,15 @@ class Recipe:
         system_prompt: what every conversation begins with.
 
     Raises:
-        ConfigError: a robot has more dims than `width`.
+        ConfigError: a robot has more dims than `width`, or other ones than the action tokenizer was fitted on, or codes
+            do not fit where they are to go.
         ValueError: the tokenizer lacks a special token.
     """
 
     def __init__(
         self,
         *,
-        tokenizer: Tokenizer,
+        tokenizers: Tokenizers,
         embodiments: Mapping[str, Embodiment],
         statistics: Mapping[str, RobotStatistics],
         image: ImageConfig,
@@ -74,13 +83,22 @@ class Recipe:
         width: int,
         system_prompt: str,
     ) -> None:
-        self.tokenizer, self.embodiments, self.statistics = tokenizer, dict(embodiments), dict(statistics)
+        self.tokenizers, self.embodiments, self.statistics = tokenizers, dict(embodiments), dict(statistics)
         self.image, self.action, self.width, self.system_prompt = image, action, width, system_prompt
-        self.vocabulary: Vocabulary = read_vocabulary(tokenizer)
+        self.vocabulary: Vocabulary = read_vocabulary(tokenizers.text)
+        self.codes: ActionCodes | None = None
+        if tokenizers.actions is not None:
+            ids, self.vocabulary = place_codes(tokenizers.text, tokenizers.actions.num_codes, action.ids)
+            self.codes = ActionCodes(tokenizers.actions, ids, action.horizon, embodiments)
         for robot in embodiments.values():
             dims = max(len(robot.state), len(robot.action))
             rule = f"must be at least the {dims} dims of robot {robot.name!r}"
             check(dims <= width, "model.flow.width", width, rule, dims)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of text."""
+        return self.tokenizers.text
 
     @cached_property
     def conversation(self) -> Conversation:
@@ -90,6 +108,7 @@ class Recipe:
             encoder=TextEncoder(self.tokenizer),
             system_prompt=self.system_prompt,
             horizon=self.action.horizon,
+            answer=self.action.answer,
         )
 
     @cached_property
@@ -107,22 +126,27 @@ class Recipe:
         """A training example. Noise, flow time, denoised chunk and picture shift are functions of (seed, epoch, key).
 
         Of several chunks at most one is noised; those before it are clean context (time 0, no noise, no flow loss) and
-        what follows it is cut off. A sample with exactly one chunk, at its end, always noises it, as EO-1 does.
+        what follows it is cut off. A sample with exactly one chunk, at its end, always noises it, as EO-1 does. Where
+        the answer is codes alone, nothing is noised or cut off, and every chunk is trained on.
 
         Raises:
             BadSampleError: a picture cannot be decoded, or a number, width or robot does not fit.
         """
         check_segments(raw, self.embodiments, self.action.horizon)
-        chosen = choose_chunk(raw.segments, stream(seed, epoch, raw.key, Draw.turn))
+        chosen = None
+        if self.action.answer is not Answer.codes:
+            chosen = choose_chunk(raw.segments, stream(seed, epoch, raw.key, Draw.turn))
         segments = cut_after_chunk(raw.segments, chosen)
         pictures = [self._picture(raw.key, segment) for segment in segments if isinstance(segment, Image)]
         if augment and self.image.shift_pixels:
             pictures = self._shift(pictures, stream(seed, epoch, raw.key, Draw.augment))
         chunks = self._chunks(raw.key, segments, chosen, stream(seed, epoch, raw.key, Draw.flow))
-        return self._assemble(raw.key, segments, pictures, chunks, chosen)
+        return self._assemble(raw.key, segments, pictures, chunks, chosen, self._codes(raw.key, segments))
 
     def prompt(self, observation: Observation, *, seed: int) -> Sample:
         """What a policy starts from: the same layout with a chunk of pure noise, drawn from `seed`, and no labels.
+
+        It holds no codes: those that the policy finds move the chunk's placeholders back.
 
         Raises:
             ValueError: an unknown robot, a missing or unknown camera, or a state of another width.
@@ -141,7 +165,7 @@ class Recipe:
             ),
         ]
         chunks = pure_noise(horizon, self.width, stream(seed, 0, PROMPT_KEY, Draw.flow))
-        return self._assemble(PROMPT_KEY, segments, pictures, chunks, chosen=0, supervised=False)
+        return self._assemble(PROMPT_KEY, segments, pictures, chunks, 0, None, supervised=False)
 
     def action_values(self, robot: str, normalized: Floats) -> Floats:
         """f32[H, A0] in the robot's own units, from what the model gives, f32[H, A].
@@ -160,17 +184,19 @@ class Recipe:
         """
         check_segments(raw, self.embodiments, self.action.horizon)
         counts = [self._image_tokens(raw.key, segment) for segment in raw.segments if isinstance(segment, Image)]
-        return len(self.conversation.lay_out(raw.segments, counts, None).tokens)
+        codes = self._codes(raw.key, raw.segments)
+        return len(self.conversation.lay_out(raw.segments, counts, None, codes).tokens)
 
     def layout(self) -> list[object]:
         """All that the length of a sample depends on, as plain values."""
         sides = [self.image.min_pixels, self.image.max_pixels]
-        return [self.tokenizer.to_str(), self.system_prompt, *sides, self.action.horizon]
+        codes = [self.action.answer.value, self.codes.digest] if self.codes else []
+        return [self.tokenizer.to_str(), self.system_prompt, *sides, self.action.horizon, *codes]
 
     def with_statistics(self, statistics: Mapping[str, RobotStatistics]) -> Recipe:
         """The same recipe with other statistics."""
         return Recipe(
-            tokenizer=self.tokenizer,
+            tokenizers=self.tokenizers,
             embodiments=self.embodiments,
             statistics=statistics,
             image=self.image,
@@ -184,19 +210,21 @@ class Recipe:
         return pack(samples, length, pad=self.vocabulary.pad, horizon=self.action.horizon, width=self.width)
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `recipe.json`."""
+        """Write `tokenizer.json`, `recipe.json` and, where there are codes, the action tokenizer's folder."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "version": RECIPE_VERSION,
             "embodiments": {name: asdict(robot) for name, robot in self.embodiments.items()},
             "statistics": statistics_to_json(self.statistics),
             "image": asdict(self.image),
-            "action": asdict(self.action) | {"normalization": self.action.normalization.value},
+            "action": action_to_json(self.action),
             "width": self.width,
             "system_prompt": self.system_prompt,
         }
         self.tokenizer.save(str(folder / TOKENIZER_FILE))
         (folder / RECIPE_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.codes:
+            self.codes.tokenizer.save(folder / ACTION_TOKENIZER)
 
     @staticmethod
     def load(folder: Path) -> Recipe:
@@ -211,13 +239,17 @@ class Recipe:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["version"] != RECIPE_VERSION:
             raise ValueError(f"{path} has version {content['version']}; this code reads {RECIPE_VERSION}")
-        action = content["action"] | {"normalization": Normalization(content["action"]["normalization"])}
+        action = action_from_json(content["action"])
+        has_codes = action.answer is not Answer.flow
         return Recipe(
-            tokenizer=read_tokenizer(folder / TOKENIZER_FILE),
+            tokenizers=Tokenizers(
+                text=read_tokenizer(folder / TOKENIZER_FILE),
+                actions=load_action_tokenizer(folder / ACTION_TOKENIZER) if has_codes else None,
+            ),
             embodiments={name: embodiment_from_json(name, entry) for name, entry in content["embodiments"].items()},
             statistics=statistics_from_json(content["statistics"]),
             image=ImageConfig(**content["image"]),
-            action=ActionConfig(**action),
+            action=action,
             width=content["width"],
             system_prompt=content["system_prompt"],
         )
@@ -264,10 +296,17 @@ class Recipe:
         moves = generator.integers(-most, most + 1, (len(pictures), 2)).tolist()
         return [images.shift(picture, *move) for picture, move in zip(pictures, moves, strict=True)]
 
+    def _codes(self, key: str, segments: Sequence[Segment]) -> list[list[int]] | None:
+        """Token ids of each chunk's codes; None where the answer has none."""
+        if self.codes is None:
+            return None
+        return [self.codes.encode(key, segment) for segment in segments if isinstance(segment, Action)]
+
     def _chunks(
         self, key: str, segments: Sequence[Segment], chosen: int | None, generator: np.random.Generator
     ) -> Chunks:
-        actions = [segment for segment in segments if isinstance(segment, Action)]
+        in_codes = self.action.answer is Answer.codes
+        actions = [segment for segment in segments if isinstance(segment, Action) and not in_codes]
         values = [self._scaler(key, action.robot, Action).normalize(action.values) for action in actions]
         chunks = clean_chunks(values, self.action.horizon, self.width)
         if chosen is not None:
@@ -289,12 +328,13 @@ class Recipe:
         pictures: list[images.Pixels],
         chunks: Chunks,
         chosen: int | None,
+        codes: list[list[int]] | None,
         supervised: bool = True,
     ) -> Sample:
         side = PATCH_PIXELS
         grids = [(picture.shape[0] // side, picture.shape[1] // side) for picture in pictures]
         counts = [rows * columns // PATCH_MERGE**2 for rows, columns in grids]
-        layout = self.conversation.lay_out(segments, counts, chosen)
+        layout = self.conversation.lay_out(segments, counts, chosen, codes)
         labels = layout.labels if supervised else np.full_like(layout.labels, UNSUPERVISED)
         return Sample(
             key=key,
@@ -312,6 +352,18 @@ class Recipe:
             states=torch.from_numpy(self._states(key, segments)),
             state_slots=torch.tensor(layout.state_starts, dtype=torch.int64),
         )
+
+
+def action_to_json(action: ActionConfig) -> dict[str, object]:
+    """Settings as plain values."""
+    return {name: value.value if isinstance(value, Enum) else value for name, value in asdict(action).items()}
+
+
+def action_from_json(content: Mapping[str, Any]) -> ActionConfig:
+    """What `action_to_json` gave."""
+    enums = {"answer": Answer, "ids": CodeIds, "normalization": Normalization}
+    given: dict[str, Any] = FLOW_ALONE | dict(content)
+    return ActionConfig(**given | {name: kind(given[name]) for name, kind in enums.items()})
 
 
 def member_name(key: str, image: Image) -> str:

@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from flagscale_vla.action.vocabulary import ACTION_TOKENS, QWEN_TOKENS, add_special_tokens, read_vocabulary
 from flagscale_vla.config.checks import check
+from flagscale_vla.config.layout import VOCAB_UNIT
 
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -62,16 +63,21 @@ def byte_level(model: models.Model) -> Tokenizer:
     return tokenizer
 
 
-def fit_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
+def fit_tokenizer(texts: Iterable[str], vocab: int, added: tuple[str, ...] = ACTION_TOKENS) -> Tokenizer:
     """A byte-level BPE of at most `vocab` ids, special tokens last. The same texts always give the same ids.
+
+    Args:
+        texts: to fit on.
+        vocab: rows of the embedding.
+        added: the special tokens behind Qwen2.5-VL's.
 
     Raises:
         ConfigError: `vocab` has no room for the 256 bytes and the special tokens.
     """
-    specials = QWEN_TOKENS + ACTION_TOKENS
+    specials = QWEN_TOKENS + added
     least = BYTES + len(specials)
     rule = f"must hold {BYTES} bytes and {len(specials)} special tokens"
-    check(vocab >= least, "model.language.vocab", vocab, rule, least)
+    check(vocab >= least, "model.language.vocab", vocab, rule, rows_for(least))
     tokenizer = byte_level(models.BPE())
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -82,8 +88,13 @@ def fit_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(path: Path, vocab: int) -> Tokenizer:
-    """A `tokenizer.json`; EO-1's tokens are added behind its own where it lacks them.
+def rows_for(ids: int) -> int:
+    """Rows of an embedding that holds so many ids."""
+    return -(-ids // VOCAB_UNIT) * VOCAB_UNIT
+
+
+def load_tokenizer(path: Path, vocab: int, added: tuple[str, ...] = ACTION_TOKENS) -> Tokenizer:
+    """A `tokenizer.json`; of the tokens `added` those that it lacks come behind its own.
 
     Raises:
         ConfigError: there is no such file, or it has more ids than the model has rows.
@@ -92,9 +103,9 @@ def load_tokenizer(path: Path, vocab: int) -> Tokenizer:
     key = "data.tokenizer"
     check(path.is_file(), key, path, "must be a tokenizer.json, or `fit`", "fit")
     tokenizer = read_tokenizer(path)
-    add_special_tokens(tokenizer, ACTION_TOKENS)
+    add_special_tokens(tokenizer, added)
     size = read_vocabulary(tokenizer).size
-    check(size <= vocab, "model.language.vocab", vocab, f"{key}={path} has {size} ids", -(-size // 64) * 64)
+    check(size <= vocab, "model.language.vocab", vocab, f"{key}={path} has {size} ids", rows_for(size))
     return tokenizer
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from flagscale_vla.config.checkpoints import RECIPE
 from flagscale_vla.config.checks import check
+from flagscale_vla.config.data import Answer
 from flagscale_vla.config.exchange import ExportDtype, ExportForm, ExportRun
 from flagscale_vla.hf.checkpoint import Checkpoint
 from flagscale_vla.hf.config_json import config_of
@@ -73,6 +74,7 @@ def run(run: ExportRun) -> None:
         return
     rule = "the checkpoint has no flow head: it was imported, not trained"
     check(checkpoint.has_head or form not in OTHER_FORMS, "form", form.value, rule, ExportForm.plain.value)
+    check_answer(form, checkpoint)
     started = time.perf_counter()
     transfers = plan(run, form, checkpoint)
     scratch = begin(output)
@@ -92,6 +94,19 @@ def run(run: ExportRun) -> None:
         "peak_memory_bytes": peak_memory_bytes(),
     }
     finish(scratch, output, run, checkpoint.identity | figures, moved)
+
+
+def check_answer(form: ExportForm, checkpoint: Checkpoint) -> None:
+    """Refuse to hand a model that answers in codes to programs that know none.
+
+    Raises:
+        ConfigError: naming the form that would pass.
+    """
+    # A recipe that was written before there were codes does not say.
+    recipe = {"action": {}} if checkpoint.recipe is None else checkpoint.recipe
+    answer = recipe["action"].get("answer", Answer.flow.value)
+    rule = f"knows no codes, and the checkpoint was trained with action.answer={answer}"
+    check(answer == Answer.flow.value or form not in OTHER_FORMS, "form", form.value, rule, ExportForm.plain.value)
 
 
 def plan(run: ExportRun, form: ExportForm, checkpoint: Checkpoint) -> list[Transfer]:

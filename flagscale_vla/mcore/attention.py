@@ -16,7 +16,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 
 from flagscale_vla.mcore.cpu_attention import DocumentAttention
-from flagscale_vla.mcore.documents import AttentionPlan, plan_attention, plan_continuation, zigzag_rows
+from flagscale_vla.mcore.documents import AttentionPlan, plan_attention, plan_continuation, plan_extension, zigzag_rows
 from flagscale_vla.mcore.varlen import attend_pieces, has_kernel
 
 CPU_PIECE = 128
@@ -27,11 +27,19 @@ CPU_PIECE = 128
 class PrefixCache:
     """Keys and values of a prefix, by layer, for continuing it several times.
 
-    `bounds` are the prefix's documents. While it is `None` the next forward pass fills the cache.
+    While `grows`, the rows of a forward pass are kept, behind those of the document that each continues; `extend` then
+    tells of them. Else they are forgotten.
     """
 
-    bounds: tuple[int, ...] | None = None
+    bounds: tuple[int, ...] = ()
+    """borders of the documents that are kept, laid end to end; empty at the beginning"""
+    grows: bool = True
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def extend(self, bounds: tuple[int, ...]) -> None:
+        """Count in the rows, with these documents' borders, of the forward pass that was just made."""
+        kept = self.bounds or (0,) * len(bounds)
+        self.bounds = tuple(old + new for old, new in zip(kept, bounds, strict=True))
 
 
 class PackedAttention(nn.Module):
@@ -75,15 +83,25 @@ class PackedAttention(nn.Module):
 
     def _plan(self, bounds: tuple[int, ...], key: Tensor, value: Tensor) -> tuple[AttentionPlan, Tensor, Tensor]:
         cache = self.cache
-        if cache is not None and self.layer_number in cache.layers and cache.bounds is not None:
-            kept_key, kept_value = cache.layers[self.layer_number]
-            key, value = torch.cat([kept_key, key]), torch.cat([kept_value, value])
-            return plan_continuation(cache.bounds, bounds), key, value
+        if cache is not None and cache.bounds:
+            return self._continue(cache, bounds, key, value)
         if cache is not None:
             cache.layers[self.layer_number] = (key, value)
         rank = parallel_state.get_context_parallel_rank() if self.context_size > 1 else 0
         longest = CPU_PIECE if key.device.type == "cpu" else None
         return plan_attention(bounds, len(key), self.causal, self.context_size, rank, longest), key, value
+
+    def _continue(
+        self, cache: PrefixCache, bounds: tuple[int, ...], key: Tensor, value: Tensor
+    ) -> tuple[AttentionPlan, Tensor, Tensor]:
+        kept_key, kept_value = cache.layers[self.layer_number]
+        key, value = torch.cat([kept_key, key]), torch.cat([kept_value, value])
+        if not cache.grows:
+            return plan_continuation(cache.bounds, bounds), key, value
+        order, plan = plan_extension(cache.bounds, bounds)
+        key, value = (rows.index_select(0, order.to(rows.device)) for rows in (key, value))
+        cache.layers[self.layer_number] = (key, value)
+        return plan, key, value
 
 
 def attend(plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:

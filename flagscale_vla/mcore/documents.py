@@ -141,6 +141,27 @@ def plan_continuation(prefix: tuple[int, ...], bounds: tuple[int, ...]) -> Atten
     return _stack(list(groups.values()))
 
 
+@lru_cache(maxsize=1024)
+def plan_extension(prefix: tuple[int, ...], bounds: tuple[int, ...]) -> tuple[Tensor, AttentionPlan]:
+    """Plan attention of new rows whose keys are to be kept with those that they continue.
+
+    Document n of `bounds`, which may have no rows, continues document n of `prefix`.
+
+    Returns:
+        i64[prefix[-1] + bounds[-1]], which of the prefix's rows and then the new ones comes where, so that each
+        document's follow one another; and the plan, whose keys are numbered in that order.
+    """
+    order: list[Rows] = []
+    groups: dict[tuple[int, int], list[tuple[Rows, Rows]]] = defaultdict(list)
+    for n in range(len(bounds) - 1):
+        queries = np.arange(bounds[n], bounds[n + 1])
+        order += [np.arange(prefix[n], prefix[n + 1]), prefix[-1] + queries]
+        if len(queries):
+            keys = np.arange(prefix[n] + bounds[n], prefix[n + 1] + bounds[n + 1])
+            groups[len(queries), len(keys)].append((queries, keys))
+    return torch.from_numpy(np.concatenate(order)), _stack(list(groups.values()))
+
+
 def _stack(groups: list[list[tuple[Rows, Rows]]]) -> AttentionPlan:
     stacked = tuple(
         Group(queries=Places.of([queries for queries, _ in group]), keys=Places.of([keys for _, keys in group]))

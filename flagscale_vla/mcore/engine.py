@@ -147,13 +147,21 @@ class Engine:
     def _pieces(self) -> Pieces:
         return pieces_of(self.chunks, self.optimizer, self.num_updates)
 
-    def load(self, folder: Path, *, with_optimizer: bool, may_miss: Callable[[str], bool] = never) -> list[str]:
+    def load(
+        self,
+        folder: Path,
+        *,
+        with_optimizer: bool,
+        may_miss: Callable[[str], bool] = never,
+        may_grow: Callable[[str], bool] = never,
+    ) -> list[str]:
         """Read what was saved under any layout; called by every rank.
 
         Args:
             folder: a checkpoint's `weights/`.
             with_optimizer: also read its state; else it stays as at a run's beginning.
             may_miss: whether a tensor of this name may be left as it was drawn.
+            may_grow: whether one of this name may have more rows than are stored, which are left so.
 
         Returns:
             The tensors of this rank that were left.
@@ -163,8 +171,8 @@ class Engine:
             ValueError: naming a tensor that is missing or has another shape, and must not.
         """
         stored = StoredTensors.open(folder)
-        left = load_weights(self.chunks, stored, may_miss)
-        load_main(self.chunks, self.optimizer, stored)
+        left = load_weights(self.chunks, stored, may_miss, may_grow)
+        load_main(self.chunks, self.optimizer, stored, may_grow)
         self.num_updates = load_moments(self.chunks, self.optimizer, stored) if with_optimizer else 0
         return left
 

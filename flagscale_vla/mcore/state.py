@@ -8,7 +8,7 @@ float32 ones that they are rounded from, `main/NAME`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -182,7 +182,10 @@ def never(_: str) -> bool:
 
 @torch.no_grad()
 def load_weights(
-    chunks: Sequence[MegatronModule], stored: StoredTensors, may_miss: Callable[[str], bool] = never
+    chunks: Sequence[MegatronModule],
+    stored: StoredTensors,
+    may_miss: Callable[[str], bool] = never,
+    may_grow: Callable[[str], bool] = never,
 ) -> list[str]:
     """Read this rank's weights; returns the names of those that were left as they were drawn.
 
@@ -190,6 +193,7 @@ def load_weights(
         chunks: the stages that this rank holds.
         stored: tensors, saved under any layout.
         may_miss: whether a tensor of this name may be left as it was drawn.
+        may_grow: whether a tensor of this name may have more rows than are stored: those are left as they were drawn.
 
     Raises:
         DamagedError: naming a tensor that is not as it was written.
@@ -197,14 +201,29 @@ def load_weights(
     """
     left = []
     for block in blocks_of(chunks):
-        if block.name in stored and stored.shape(block.name) == block.whole:
-            values = stored.read_rectangle(block.name, block.rectangle).reshape(-1)
-            block.parameter.reshape(-1)[block.start : block.stop].copy_(values)
+        rectangle = _stored_part(block, stored, may_grow)
+        if rectangle is not None:
+            values = stored.read_rectangle(block.name, rectangle).reshape(-1)
+            block.parameter.reshape(-1)[block.start : block.start + rectangle.numel].copy_(values)
         elif may_miss(block.name):
             left.append(block.name)
         else:
             raise ValueError(_why_not(block, stored))
     return left
+
+
+def _stored_part(block: Block, stored: StoredTensors, may_grow: Callable[[str], bool]) -> Rectangle | None:
+    """What is stored of a block: all of it, or, of a tensor that has grown, its first rows; None of another tensor."""
+    if block.name not in stored:
+        return None
+    shape, whole = stored.shape(block.name), block.whole
+    if shape == whole:
+        return block.rectangle
+    if not may_grow(block.name) or shape[1:] != whole[1:] or shape[0] > whole[0]:
+        return None
+    first, *rest = block.rectangle.shape
+    rows = min(max(shape[0] - block.rectangle.offset[0], 0), first)
+    return Rectangle(offset=block.rectangle.offset, shape=(rows, *rest))
 
 
 def _why_not(block: Block, stored: StoredTensors) -> str:
@@ -216,7 +235,12 @@ def _why_not(block: Block, stored: StoredTensors) -> str:
 
 
 @torch.no_grad()
-def load_main(chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer, stored: StoredTensors) -> None:
+def load_main(
+    chunks: Sequence[MegatronModule],
+    optimizer: MegatronOptimizer,
+    stored: StoredTensors,
+    may_grow: Callable[[str], bool] = never,
+) -> None:
     """Set the float32 main weights: as they were stored, or, where no such weight is, as the model's are now."""
     optimizer.reload_model_params()
     shards = shards_of(optimizer)
@@ -224,9 +248,10 @@ def load_main(chunks: Sequence[MegatronModule], optimizer: MegatronOptimizer, st
         shard = shards.get(block.parameter)
         if shard is None or block.parameter.dtype is torch.float32:
             continue
-        kind = MAIN if f"{MAIN}/{block.name}" in stored else ""
-        if kind or (block.name in stored and stored.shape(block.name) == block.whole):
-            _fill(shard.main, block, shard, kind, stored)
+        rectangle = _stored_part(block, stored, may_grow)
+        if rectangle is not None:
+            kind = MAIN if f"{MAIN}/{block.name}" in stored else ""
+            _fill(shard.main, replace(block, rectangle=rectangle), shard, kind, stored)
 
 
 def _fill(target: Tensor, block: Block, shard: Shard, kind: str, stored: StoredTensors) -> None:

@@ -21,7 +21,7 @@ class PolicyClient(Protocol):
         """A word for what it computes on."""
 
     def infer(self, observations: Sequence[Observation], *, seed: int) -> list[ActionChunk]:
-        """One chunk for each observation; the noise it starts from is a function of `seed` and its place."""
+        """One chunk for each observation; its noise, and draws of codes, are a function of `seed` and its place."""
 
     def normalize_action(self, robot: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Actions f32[..., A0] of `robot` less the training mean, over the training standard deviation."""
@@ -46,8 +46,16 @@ class Codec(Protocol):
         """
 
 
-def open_policy(checkpoint: Path, *, platform: PlatformConfig, denoise_steps: int) -> PolicyClient:
+def open_policy(
+    checkpoint: Path, *, platform: PlatformConfig, denoise_steps: int, temperature: float = 0.0
+) -> PolicyClient:
     """Load a checkpoint, or the newest of a training run's output folder, into this process.
+
+    Args:
+        checkpoint: what it answers with is told by its recipe.
+        platform: what to compute on.
+        denoise_steps: Euler steps of a chunk that is denoised.
+        temperature: of codes that are drawn; 0 takes the likeliest.
 
     Raises:
         ConfigError: where there is no whole checkpoint.
@@ -56,7 +64,7 @@ def open_policy(checkpoint: Path, *, platform: PlatformConfig, denoise_steps: in
     # Importing Megatron-core takes seconds; those who only need the protocol are spared it.
     from flagscale_vla.policy.policy import Policy
 
-    return Policy.open(checkpoint, platform=platform, denoise_steps=denoise_steps)
+    return Policy.open(checkpoint, platform=platform, denoise_steps=denoise_steps, temperature=temperature)
 
 
 def open_codec(folder: Path, *, horizon: int) -> Codec:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flagscale_vla.config.checkpoints import CONFIG, RECIPE, WEIGHTS, find_checkpoint
+from flagscale_vla.config.data import Answer
 from flagscale_vla.config.model import ModelConfig
 from flagscale_vla.config.parallel import ParallelConfig, PlatformConfig
 from flagscale_vla.config.stored import read_model
@@ -19,26 +21,36 @@ from flagscale_vla.mcore.storage import StoredTensors
 from flagscale_vla.mcore.topology import Topology
 from flagscale_vla.model.sampling import denoise
 from flagscale_vla.model.vla import VisionLanguageAction
+from flagscale_vla.policy.decoding import Writer, write_codes, write_codes_and_denoise
 from flagscale_vla.records import ActionChunk, Observation
 
 
 class Policy:
-    """A model, the recipe it was trained with, and the number of Euler steps it takes."""
+    """A model, the recipe it was trained with, the number of Euler steps it takes and how it chooses codes.
+
+    The recipe says what it answers with: a chunk that is denoised, codes, or both.
+    """
 
     def __init__(
-        self, model: VisionLanguageAction, recipe: Recipe, platform: Platform, denoise_steps: int, key: str
+        self,
+        model: VisionLanguageAction,
+        recipe: Recipe,
+        platform: Platform,
+        denoise_steps: int,
+        temperature: float,
+        key: str,
     ) -> None:
         self.model, self.recipe, self.platform = model.eval(), recipe, platform
-        self.denoise_steps, self.key = denoise_steps, key
+        self.denoise_steps, self.temperature, self.key = denoise_steps, temperature, key
 
     @classmethod
-    def open(cls, checkpoint: Path, *, platform: PlatformConfig, denoise_steps: int) -> Policy:
+    def open(cls, checkpoint: Path, *, platform: PlatformConfig, denoise_steps: int, temperature: float) -> Policy:
         """Load a checkpoint, saved under any layout; see `client.open_policy`."""
         folder = find_checkpoint(checkpoint)
         chosen = choose_platform(platform)
         model = build_whole(read_model(folder / CONFIG), chosen)
         load_weights([model], StoredTensors.open(folder / WEIGHTS))
-        return cls(model, Recipe.load(folder / RECIPE), chosen, denoise_steps, key=str(folder))
+        return cls(model, Recipe.load(folder / RECIPE), chosen, denoise_steps, temperature, key=str(folder))
 
     @property
     def device(self) -> str:
@@ -54,10 +66,27 @@ class Policy:
         prompts = [self.recipe.prompt(seen, seed=seed + place) for place, seen in enumerate(observations)]
         length = sum(len(prompt.tokens) for prompt in prompts)
         batch = self.recipe.pack(prompts, length).to(self.platform.device)
-        actions = denoise(self.model, batch, self.denoise_steps).float().cpu().numpy()
+        robots = [seen.robot for seen in observations]
+        if self.recipe.codes is None:
+            return self._denoised(robots, denoise(self.model, batch, self.denoise_steps), [None] * len(robots))
+        writer = Writer(ids=self.recipe.codes.ids, temperature=self.temperature)
+        grammars = [self.recipe.codes.grammar(robot) for robot in robots]
+        if self.recipe.action.answer is Answer.both:
+            steps = self.denoise_steps
+            strings, actions = write_codes_and_denoise(self.model, batch, writer, grammars, seed, steps=steps)
+            return self._denoised(robots, actions, strings)
         return [
-            ActionChunk(values=self.recipe.action_values(seen.robot, chunk), key=self.key)
-            for seen, chunk in zip(observations, actions, strict=True)
+            ActionChunk(values=self.recipe.codes.decode(robot, string), key=self.key, codes=string)
+            for robot, string in zip(robots, write_codes(self.model, batch, writer, grammars, seed), strict=True)
+        ]
+
+    def _denoised(
+        self, robots: Sequence[str], actions: Tensor, strings: Sequence[NDArray[np.int64] | None]
+    ) -> list[ActionChunk]:
+        """Denoised actions f32[C, H, A] in the robots' own units."""
+        return [
+            ActionChunk(values=self.recipe.action_values(robot, chunk), key=self.key, codes=string)
+            for robot, chunk, string in zip(robots, actions.float().cpu().numpy(), strings, strict=True)
         ]
 
     def normalize_action(self, robot: str, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flagscale_vla.action.vocabulary import Vocabulary
+from flagscale_vla.config.data import Answer
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
 from flagscale_vla.data.images import CLIP_MEAN, CLIP_STD
 from flagscale_vla.data.index import Index
 from flagscale_vla.data.loader import Source
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.records import PackedBatch
+
+CODES = "codes"
+"""Kind of a run of tokens that are codes; of a placeholder's it is the placeholder, of words' it is None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +43,7 @@ class Chunk:
     names: tuple[str, ...]
     """of the A0 dims"""
     time: float
-    """flow time it was noised to; 1 is pure noise, 0 is clean"""
+    """flow time it was noised to; 1 is pure noise, 0 is clean, or read from codes"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,18 +82,35 @@ def robot_of(index: Index, key: str) -> str:
 
 
 def read_text(tokens: Tensor, labels: Tensor, recipe: Recipe) -> Iterator[Span]:
-    """Text of tokens i64[T], with each run of one placeholder written once and counted."""
+    """Text of tokens i64[T], with each run of one placeholder written once and counted, and codes as their numbers."""
     holders = placeholders(recipe.vocabulary)
     # Labels are shifted by one: a token is supervised where the label before it names it.
     supervised = [False, *(labels[:-1] >= 0).tolist()]
-    pairs = zip(tokens.tolist(), supervised, strict=True)
-    for (holder, trained), run in groupby(pairs, lambda pair: (pair[0] if pair[0] in holders else None, pair[1])):
-        ids = [token for token, _ in run]
-        if holder is None:
+    kinds = [CODES if coded else token if token in holders else None for token, coded in mark_codes(tokens, recipe)]
+    triples = zip(kinds, supervised, tokens.tolist(), strict=True)
+    for (kind, trained), run in groupby(triples, lambda triple: triple[:2]):
+        ids = [token for _, _, token in run]
+        if kind == CODES and recipe.codes:
+            yield Span(text=spell_codes(recipe.codes.ids.codes(ids)), supervised=trained)
+        elif kind is None:
             yield Span(text=recipe.tokenizer.decode(ids, skip_special_tokens=False), supervised=trained)
         else:
-            word = recipe.tokenizer.decode([holder], skip_special_tokens=False)
+            word = recipe.tokenizer.decode(ids[:1], skip_special_tokens=False)
             yield Span(text=f"{word}×{len(ids)}" if len(ids) > 1 else word, supervised=trained)
+
+
+def mark_codes(tokens: Tensor, recipe: Recipe) -> Iterator[tuple[int, bool]]:
+    """Each token with whether it is a code: in the tail of Qwen2.5's vocabulary only those between the markers are."""
+    inside = False
+    for token in tokens.tolist():
+        if token in (recipe.vocabulary.action_start, recipe.vocabulary.action_end):
+            inside = token == recipe.vocabulary.action_start
+        yield token, inside and recipe.codes is not None and recipe.codes.ids.holds(token)
+
+
+def spell_codes(codes: NDArray[np.int64]) -> str:
+    """Codes i64[K] as a reader wants to see them."""
+    return f"[{len(codes)} codes: {' '.join(map(str, codes.tolist()))}]"
 
 
 def placeholders(vocabulary: Vocabulary) -> frozenset[int]:
@@ -119,7 +140,7 @@ def join_patches(patches: Tensor, rows: int, columns: int) -> NDArray[np.uint8]:
 
 
 def read_chunks(batch: PackedBatch, recipe: Recipe, robot: str, start: int, end: int) -> Iterator[Chunk]:
-    """The chunks of actions placed in tokens [start, end) of a row."""
+    """The chunks of actions placed in tokens [start, end) of a row, or, where there are codes alone, written there."""
     for number, slot in enumerate(batch.action_slots[:, 0].tolist()):
         if start <= slot < end:
             yield Chunk(
@@ -128,3 +149,16 @@ def read_chunks(batch: PackedBatch, recipe: Recipe, robot: str, start: int, end:
                 names=recipe.embodiments[robot].action,
                 time=float(batch.time[number]),
             )
+    if recipe.codes and recipe.action.answer is Answer.codes:
+        for codes in read_codes(batch.tokens[start:end], recipe):
+            values = recipe.codes.decode(robot, codes)
+            valid = np.ones(len(values), np.bool_)
+            yield Chunk(values=values, valid=valid, names=recipe.embodiments[robot].action, time=0.0)
+
+
+def read_codes(tokens: Tensor, recipe: Recipe) -> Iterator[NDArray[np.int64]]:
+    """The strings of codes i64[K] in tokens i64[T]."""
+    assert recipe.codes is not None
+    for coded, run in groupby(mark_codes(tokens, recipe), lambda pair: pair[1]):
+        if coded:
+            yield recipe.codes.ids.codes([token for token, _ in run])

@@ -29,6 +29,7 @@ from flagscale_vla.model.vla import VisionLanguageAction
 from flagscale_vla.records import PackedBatch, Progress
 from flagscale_vla.train.changes import write_config
 from flagscale_vla.train.checkpoint import (
+    check_action_tokenizer,
     check_samples,
     check_tokenizer,
     find_init,
@@ -89,6 +90,7 @@ def pretrain(run: TrainRun, platform: Platform, topology: Topology, init: Path |
     engine = Engine(build_chunk, objective, run, topology, platform)
     newest, progress = resume(run, topology, engine)
     if newest is not None:
+        check_action_tokenizer(newest, run, source.recipe)
         check_samples(newest, run, source)
         source = replace(source, recipe=Recipe.load(newest / RECIPE))
     elif init is not None:

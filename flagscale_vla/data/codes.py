@@ -1,0 +1,146 @@
+"""Chunks of actions as token ids: an action tokenizer, its layers that are used, and where its codes' ids are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from flagscale_vla.action.store import load_action_tokenizer
+from flagscale_vla.action.tokenizer import ActionTokenizer, ChunkError, Grammar
+from flagscale_vla.action.vocabulary import ActionIds
+from flagscale_vla.config.checks import ConfigError, check
+from flagscale_vla.config.data import ActionConfig, Answer
+from flagscale_vla.data.chunks import Floats
+from flagscale_vla.data.faults import BadSampleError
+from flagscale_vla.records import Action
+from flagscale_vla.robots.embodiments import Embodiment
+
+KEY = "action.tokenizer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizers:
+    """What a recipe writes with."""
+
+    text: Tokenizer
+    """with Qwen2.5-VL's and EO-1's special tokens, and codes where they are appended"""
+    actions: ActionTokenizer | None
+    """what makes codes, with the layers that are used; None where there are none"""
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """An action tokenizer with residual layers, of which the first few will do."""
+
+    def with_layers(self, layers: int) -> ActionTokenizer:
+        """The same one with its first `layers` layers."""
+
+
+def open_action_tokenizer(action: ActionConfig) -> ActionTokenizer | None:
+    """The action tokenizer that `action.tokenizer` names, with `action.layers` layers; None where there are no codes.
+
+    Raises:
+        ConfigError: there is no such folder, or it has no layers to choose from.
+        ValueError: what is there is damaged or no action tokenizer.
+    """
+    if action.answer is Answer.flow:
+        return None
+    folder = Path(action.tokenizer)
+    rule = "there is no such folder; `python run.py --config-name tokenizer_omnisat` makes one"
+    check(folder.is_dir(), KEY, folder, rule, "runs/tokenizer_omnisat/action_tokenizer")
+    return with_layers(load_action_tokenizer(folder), action.layers)
+
+
+def with_layers(tokenizer: ActionTokenizer, layers: int) -> ActionTokenizer:
+    """A tokenizer with its first `layers` layers; 0 for all.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if layers == 0:
+        return tokenizer
+    if not isinstance(tokenizer, Layered):
+        raise ConfigError(
+            f"action.layers={layers}: a {tokenizer.kind} tokenizer has no layers. This would pass: action.layers=0"
+        )
+    return tokenizer.with_layers(layers)
+
+
+class ActionCodes:
+    """An action tokenizer in use.
+
+    Args:
+        tokenizer: with the layers that are used.
+        ids: of its codes.
+        horizon: steps of a chunk.
+        embodiments: the robots of the run.
+
+    Raises:
+        ConfigError: a robot of the run has other action dims than the one the tokenizer was fitted on.
+    """
+
+    def __init__(
+        self, tokenizer: ActionTokenizer, ids: ActionIds, horizon: int, embodiments: Mapping[str, Embodiment]
+    ) -> None:
+        self.tokenizer, self.ids, self.horizon = tokenizer, ids, horizon
+        self._grammars: dict[str, Grammar] = {}
+        for name, robot in embodiments.items():
+            fitted = tokenizer.embodiments.get(name, robot).action
+            if fitted != robot.action:
+                raise ConfigError(
+                    f"{KEY}: it was fitted on actions {list(fitted)} of robot {name!r}, which has {list(robot.action)} "
+                    "here. This would pass: an action tokenizer fitted on these shards"
+                )
+
+    def encode(self, key: str, action: Action) -> list[int]:
+        """Token ids of a chunk's first H steps; steps past an episode's end repeat its last.
+
+        Raises:
+            BadSampleError: the chunk of sample `key` cannot be encoded.
+            ConfigError: the tokenizer does not know the robot.
+        """
+        self.grammar(action.robot)
+        try:
+            return self.ids.tokens(self.tokenizer.encode(action.robot, action.values[None, : self.horizon])[0])
+        except ChunkError as error:
+            raise BadSampleError(key, str(error)) from error
+
+    def decode(self, robot: str, codes: NDArray[np.int64]) -> Floats:
+        """The chunk f32[H, A0] of codes i64[K], in the robot's own units.
+
+        Raises:
+            CodesError: the codes stand for no chunk.
+        """
+        return self.tokenizer.decode(robot, [codes], self.horizon)[0]
+
+    def grammar(self, robot: str) -> Grammar:
+        """Which codes a chunk of this robot may have.
+
+        Raises:
+            ConfigError: the tokenizer does not know the robot.
+        """
+        if robot not in self._grammars:
+            known = sorted(self.tokenizer.embodiments)
+            rule = f"robot {robot!r} was not fitted; known are {known}"
+            check(robot in known, KEY, self.tokenizer.kind, rule, "an action tokenizer fitted on these shards")
+            self._grammars[robot] = self.tokenizer.grammar(robot, self.horizon)
+        return self._grammars[robot]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 in hex of all that it is saved as: the same wherever it lies."""
+        digest = sha256()
+        with TemporaryDirectory() as folder:
+            self.tokenizer.save(Path(folder))
+            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                digest.update(path.name.encode() + sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
