@@ -76,7 +76,7 @@ class Beast:
         points = fit_points(self.settings, self.units, robot, values)
         low, high = self.ranges[robot]
         spread = np.where(high > low, high - low, 1.0)
-        return list(to_bins((points - low) / spread, self.num_codes).reshape(len(values), -1))
+        return list(to_bins((points - low) / spread, self.num_codes).reshape(len(values), low.size))
 
     def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
         """Chunks of strings of codes: see `ActionTokenizer`."""

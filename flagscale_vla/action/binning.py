@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from flagscale_vla.action.stored import Stored, write_stored
 from flagscale_vla.action.tokenizer import Codes, CodesError, Floats
 from flagscale_vla.action.uniform import FixedGrammar, from_bins, to_bins
@@ -29,13 +31,13 @@ class Binning:
 
     def encode(self, robot: str, values: Floats) -> list[Codes]:
         """Strings of codes of chunks: see `ActionTokenizer`."""
-        shares = (self.units.normalize(robot, values).astype("f8") + 1) / 2
-        return list(to_bins(shares, self.num_codes).reshape(len(values), -1))
+        shares = (self.units.normalize(robot, values).astype(np.float64) + 1) / 2
+        return list(to_bins(shares, self.num_codes).reshape(len(values), shares.shape[1] * shares.shape[2]))
 
     def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
         """Chunks of strings of codes: see `ActionTokenizer`."""
         rows = self.grammar(robot, horizon).stack(codes)
-        shares = from_bins(rows, self.num_codes).reshape(len(rows), horizon, -1)
+        shares = from_bins(rows, self.num_codes).reshape(len(rows), horizon, self.units.dims(robot))
         return self.units.unnormalize(robot, shares * 2 - 1)
 
     def grammar(self, robot: str, horizon: int) -> FixedGrammar:

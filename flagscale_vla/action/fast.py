@@ -40,9 +40,9 @@ class Fast:
     def __init__(self, bpe: Tokenizer, settings: FastSettings, units: Units) -> None:
         self.bpe, self.settings, self.units = bpe, settings, units
         self.embodiments, self.statistics = units.embodiments, units.statistics
-        self._codes = ByteCodes(bpe)
+        self.codes = ByteCodes(bpe)
         self._grammars: dict[int, FastGrammar] = {}
-        self.num_codes = len(self._codes.contents)
+        self.num_codes = len(self.codes.contents)
         self._check()
 
     def encode(self, robot: str, values: Floats) -> list[Codes]:
@@ -63,9 +63,9 @@ class Fast:
         grammar = self.grammar(robot, horizon)
         for string in codes:
             grammar.check(string.tolist())
-        text = b"".join(self._codes.contents[code] for string in codes for code in string.tolist())
+        text = b"".join(self.codes.contents[code] for string in codes for code in string.tolist())
         characters = np.frombuffer(text.decode().encode("utf-32-le"), np.uint32).astype(np.float64)
-        coefficients = characters.reshape(len(codes), horizon, -1) + self.settings.min_token
+        coefficients = characters.reshape(len(codes), horizon, self.units.dims(robot)) + self.settings.min_token
         return self.units.unnormalize(robot, cosines(horizon).T @ coefficients / self.settings.scale)
 
     def grammar(self, robot: str, horizon: int) -> FastGrammar:
@@ -74,7 +74,7 @@ class Fast:
         if not self._takes(horizon):
             raise CodesError(f"horizon={horizon}: {self._horizon_rule}")
         if total not in self._grammars:
-            self._grammars[total] = FastGrammar(self._codes, total)
+            self._grammars[total] = FastGrammar(self.codes, total)
         return self._grammars[total]
 
     def save(self, folder: Path) -> None:
@@ -108,7 +108,7 @@ class Fast:
     @cached_property
     def _nearest(self) -> NDArray[np.int64]:
         """i64[2048], of each character the nearest that the vocabulary has bytes for."""
-        known = np.flatnonzero(self._codes.representable)
+        known = np.flatnonzero(self.codes.representable)
         wanted = np.arange(LARGEST_CHARACTER + 1)
         return known[np.abs(wanted[:, None] - known).argmin(axis=1)]
 
@@ -122,7 +122,7 @@ class Fast:
 
     def _check(self) -> None:
         zero = -self.settings.min_token
-        if not (0 <= zero <= LARGEST_CHARACTER and self._codes.representable[zero]):
+        if not (0 <= zero <= LARGEST_CHARACTER and self.codes.representable[zero]):
             raise ValueError(
                 f"{BPE_FILE} is not FAST's: its vocabulary has no bytes for coefficient 0 (min_token={-zero})"
             )
@@ -136,7 +136,7 @@ def fit_fast(chunks: Mapping[str, Floats], units: Units, *, scale: float, vocab_
     """FAST fitted on chunks f32[N, H, A0] in own units, by robot.
 
     Args:
-        chunks: to fit on.
+        chunks: to fit on. Coefficients past theirs are cut off, as longer chunks have them.
         units: of the robots that have chunks, and of others that the tokenizer is to know.
         scale: coefficients are multiplied by it before rounding; the public tokenizer has 10.
         vocab_size: most codes; the public tokenizer has 2048.

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from flagscale_vla.action.beast import Beast, BeastSettings, fit_beast
 from flagscale_vla.action.fast import Fast, fit_fast
 from flagscale_vla.action.tokenizer import ActionTokenizer, Floats
@@ -27,6 +29,16 @@ def mean_codes(tokenizer: ActionTokenizer, chunks: Mapping[str, Floats]) -> floa
     return sum(lengths) / len(lengths)
 
 
+def mean_error(tokenizer: ActionTokenizer, chunks: Mapping[str, Floats], units: Units) -> float:
+    """Mean absolute error of all values of all chunks f32[N, H, A0] together, in scaled units."""
+    total, count = 0.0, 0
+    for robot, values in chunks.items():
+        decoded = tokenizer.decode(robot, tokenizer.encode(robot, values), values.shape[1])
+        total += float(np.abs(units.normalize(robot, decoded) - units.normalize(robot, values)).sum(dtype=np.float64))
+        count += values.size
+    return total / count
+
+
 def fast_at_rate(
     fitted: Mapping[str, Floats], measured: Mapping[str, Floats], units: Units, *, wanted: float, vocab_size: int
 ) -> Fast:
@@ -37,7 +49,7 @@ def fast_at_rate(
     Raises:
         ValueError: see `fit_fast`.
     """
-    some = {robot: values[:: 1 + len(values) // MOST_FITTED] for robot, values in fitted.items()}
+    some = _some(fitted)
     low, high = SCALES
     for _ in range(HALVINGS):
         middle = (low * high) ** 0.5
@@ -59,8 +71,8 @@ def beast_at_rate(
 ) -> Beast:
     """BEAST with the fewest control points whose mean number of codes on `measured` is at least `wanted`.
 
-    It is rounded up, so that BEAST never has fewer codes than what it is compared with. All its codes are of one size,
-    so bins change the error alone. Where the points are too few for a degree, the highest that they allow is taken.
+    It is rounded up, so that BEAST never has fewer codes than what it is compared with; bins do not change the number.
+    Of the degrees up to `settings.degree` that so few points allow, that with the least error on `fitted` is taken.
 
     Raises:
         ValueError: see `fit_beast`.
@@ -68,5 +80,15 @@ def beast_at_rate(
     dims = sum(values.shape[0] * values.shape[2] for values in measured.values())
     chunks = sum(len(values) for values in measured.values())
     points = max(1, -int(-wanted * chunks // dims))
-    degree, gripper = min(settings.degree, points - 1), min(settings.gripper_degree, points - 1)
-    return fit_beast(fitted, units, replace(settings, points=points, degree=degree, gripper_degree=gripper))
+    gripper = min(settings.gripper_degree, points - 1)
+    allowed = range(min(settings.degree, points - 1) + 1)
+    tried = [replace(settings, points=points, degree=degree, gripper_degree=gripper) for degree in allowed]
+    some = _some(fitted)
+    best = min(tried, key=lambda each: mean_error(fit_beast(some, units, each), some, units))
+    logger.info("BEAST of degree %d has %d control points for each dim", best.degree, best.points)
+    return fit_beast(fitted, units, best)
+
+
+def _some(chunks: Mapping[str, Floats]) -> dict[str, Floats]:
+    """At most `MOST_FITTED` chunks of each robot."""
+    return {robot: values[:: 1 + (len(values) - 1) // MOST_FITTED] for robot, values in chunks.items() if len(values)}

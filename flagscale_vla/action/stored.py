@@ -44,7 +44,7 @@ def write_stored(folder: Path, stored: Stored) -> None:
         "statistics": statistics_to_json(stored.units.statistics),
     }
     digests = {name: _digest(written) for name, written in stored.files.items()}
-    digests[ACTION_TOKENIZER_FILE] = _content_digest(content)
+    digests[ACTION_TOKENIZER_FILE] = content_digest(content)
     for name, written in stored.files.items():
         (folder / name).write_bytes(written)
     partial = folder / f"{ACTION_TOKENIZER_FILE}.tmp"
@@ -61,7 +61,7 @@ def read_stored(folder: Path) -> Stored:
     """
     content = _read_content(folder / ACTION_TOKENIZER_FILE)
     digests = content.pop(DIGESTS)
-    _check_digest(folder / ACTION_TOKENIZER_FILE, digests.pop(ACTION_TOKENIZER_FILE), _content_digest(content))
+    _check_digest(folder / ACTION_TOKENIZER_FILE, digests.pop(ACTION_TOKENIZER_FILE), content_digest(content))
     files = {name: _read_file(folder / name, digest) for name, digest in digests.items()}
     robots = {name: embodiment_from_json(name, entry) for name, entry in content["embodiments"].items()}
     try:
@@ -106,6 +106,6 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _content_digest(content: Mapping[str, Any]) -> str:
+def content_digest(content: Mapping[str, Any]) -> str:
     """Of the values alone: spaces and the order of keys do not count."""
     return _digest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
