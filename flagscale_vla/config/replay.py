@@ -22,6 +22,9 @@ class ReplayRun:
     """episodes per task, on seeds never recorded"""
     horizon: int
     """steps of a chunk"""
+    linger: int
+    """control steps for which the last action is held at the end of an open-loop replay. The expert's last step is the
+    very one that solved the task, so without any a hand that comes a step late counts as failed"""
     max_steps: int
     """control steps at 20 Hz before the expert counts as unable; 0 for each world's own limit"""
     confidence: float
@@ -35,6 +38,7 @@ class ReplayRun:
         check(bool(self.tokenizer), "tokenizer", "''", rule, "runs/tokenizer_omnisat/action_tokenizer")
         for name in ("episodes", "horizon", "processes"):
             check_positive(name, self.__getattribute__(name))
-        check(self.max_steps >= 0, "max_steps", self.max_steps, "must not be negative", 0)
+        for name in ("linger", "max_steps"):
+            check(self.__getattribute__(name) >= 0, name, self.__getattribute__(name), "must not be negative", 0)
         check(0.0 < self.confidence < 1.0, "confidence", self.confidence, "must lie between 0 and 1", 0.95)
         check_seed(self.seed)

@@ -15,18 +15,22 @@ Actions = NDArray[np.float32]
 """f32[steps, A0]"""
 
 
-def play_raw(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
-    """Let the expert do the task, then do the same actions again without looking."""
-    actions = expert_actions(world, max_steps)
-    world.reset(seed)
-    return play_actions(world, actions)
-
-
-def play_codec(codec: Codec) -> Play:
-    """Let the expert do the task, then do what a codec leaves of its actions, without looking."""
+def play_raw(linger: int) -> Play:
+    """Let the expert do the task, then do the same actions again without looking, the last one `linger` times more."""
 
     def play(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
-        actions = through_codec(codec, world.robot, expert_actions(world, max_steps))
+        actions = held(expert_actions(world, max_steps), linger)
+        world.reset(seed)
+        return play_actions(world, actions)
+
+    return play
+
+
+def play_codec(codec: Codec, linger: int) -> Play:
+    """`play_raw` with what a codec leaves of all these actions."""
+
+    def play(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
+        actions = through_codec(codec, world.robot, held(expert_actions(world, max_steps), linger))
         world.reset(seed)
         return play_actions(world, actions)
 
@@ -61,6 +65,11 @@ def expert_actions(world: World, max_steps: int) -> Actions:
         if world.step(actions[-1]):
             break
     return np.stack(actions)
+
+
+def held(actions: Actions, linger: int) -> Actions:
+    """Actions with the last one repeated `linger` times."""
+    return np.concatenate([actions, np.repeat(actions[-1:], linger, axis=0)])
 
 
 def play_actions(world: World, actions: Actions) -> tuple[bool, int]:

@@ -41,6 +41,7 @@ class Job:
 
     trial: Trial
     rules: Rules
+    linger: int
     opener: Opener
 
 
@@ -75,7 +76,7 @@ def replay(run: ReplayRun, opener: Opener, *, kind: str, identity: str) -> None:
     log = EpisodesLog(folder, identity + settings_yaml(replace(run, processes=1)))
     play_missing(run, plan_trials(run, tasks), opener, log)
     scores = score(log.attempts, run.confidence)
-    figures = {"kind": kind, "horizon": run.horizon} | replay_figures(scores)
+    figures = {"kind": kind, "horizon": run.horizon, "linger": run.linger} | replay_figures(scores)
     write_summary(folder, figures | {"seconds": round(time.perf_counter() - begin, 1)}, device="cpu")
     report(folder, figures, scores.attempts)
     log_table(figures)
@@ -96,7 +97,7 @@ def plan_trials(run: ReplayRun, tasks: list[str]) -> list[Trial]:
 def play_missing(run: ReplayRun, trials: list[Trial], opener: Opener, log: EpisodesLog) -> None:
     """Do every trial that `log` lacks, in `run.processes` processes."""
     rules = Rules(seed=run.seed, max_steps=run.max_steps, execute_steps=run.horizon, image_pixels=0)
-    jobs = [Job(trial=trial, rules=rules, opener=opener) for trial in trials if not log.has(trial)]
+    jobs = [Job(trial=trial, rules=rules, linger=run.linger, opener=opener) for trial in trials if not log.has(trial)]
     if not jobs:
         return
     with tqdm(total=len(trials), initial=len(trials) - len(jobs), unit="episode", desc="replay") as bar:
@@ -108,15 +109,15 @@ def play_missing(run: ReplayRun, trials: list[Trial], opener: Opener, log: Episo
 
 def work(job: Job) -> Attempt:
     """Play one trial in a worker."""
-    return play_trial(job.trial, job.rules, play_of(job.trial.controller, job.opener))
+    return play_trial(job.trial, job.rules, play_of(job))
 
 
-def play_of(controller: Controller, opener: Opener) -> Play:
-    """How a controller plays an episode."""
-    if controller is Controller.raw:
-        return play_raw
-    codec = open_here(opener)
-    return play_codec(codec) if controller is Controller.codec else play_chunks(codec)
+def play_of(job: Job) -> Play:
+    """How a trial's controller plays an episode."""
+    if job.trial.controller is Controller.raw:
+        return play_raw(job.linger)
+    codec = open_here(job.opener)
+    return play_codec(codec, job.linger) if job.trial.controller is Controller.codec else play_chunks(codec)
 
 
 def open_here(opener: Opener) -> Codec:

@@ -20,10 +20,10 @@ WAYS = {"replay_success": "open loop", "chunks_success": "asked anew at each chu
 
 def log_table(figures: Mapping[str, Any]) -> None:
     """Print what is kept per task and pooled."""
-    logger.info("%-34s %8s %6s %6s %6s %10s", "task", "raw", "kept", "lost", "error", "by chunks")
+    logger.info("%-34s %8s %6s %6s %6s %6s %10s", "task", "raw", "kept", "late", "lost", "error", "by chunks")
     for task, row in figures["per_task"].items():
-        counts = [row[key] for key in ("raw_successes", "kept", "lost", "errors")]
-        logger.info("%-34s %8d %6d %6d %6d %10s", task, *counts, share(row["chunks_success"]))
+        counts = [row[key] for key in ("raw_successes", "kept", "late", "lost", "errors")]
+        logger.info("%-34s %8d %6d %6d %6d %6d %10s", task, *counts, share(row["chunks_success"]))
     for name, words in WAYS.items():
         logger.info(
             "%s keeps %s of the raw replay's successes, %s; %.0f %% interval %.3f to %.3f",

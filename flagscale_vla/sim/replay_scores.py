@@ -18,6 +18,8 @@ class Kept:
     """Of the episodes that the raw replay solved, and that ended without an error: those still solved, and the rest."""
 
     kept: int
+    late: int
+    """of those kept, how many took more steps than the raw replay"""
     lost: int
 
     @property
@@ -34,14 +36,19 @@ class Kept:
 
 def count_kept(attempts: Sequence[Attempt], controller: Controller) -> Kept:
     """What `controller` keeps of the raw replay's successes."""
-    raw, found = outcomes(attempts, Controller.raw), outcomes(attempts, controller)
-    solved = [found[episode] for episode, outcome in raw.items() if outcome is Outcome.success and episode in found]
-    return Kept(kept=solved.count(Outcome.success), lost=solved.count(Outcome.failure))
+    raw, found = by_episode(attempts, Controller.raw), by_episode(attempts, controller)
+    pairs = [(raw[e], found[e]) for e in raw if raw[e].outcome is Outcome.success and e in found]
+    kept = [(before, after) for before, after in pairs if after.outcome is Outcome.success]
+    return Kept(
+        kept=len(kept),
+        late=sum(after.steps > before.steps for before, after in kept),
+        lost=sum(after.outcome is Outcome.failure for _, after in pairs),
+    )
 
 
-def outcomes(attempts: Sequence[Attempt], controller: Controller) -> dict[Episode, Outcome]:
-    """How each episode of one controller ended."""
-    return {(a.trial.task, a.trial.number): a.outcome for a in attempts if a.trial.controller is controller}
+def by_episode(attempts: Sequence[Attempt], controller: Controller) -> dict[Episode, Attempt]:
+    """One controller's attempt at each episode."""
+    return {(a.trial.task, a.trial.number): a for a in attempts if a.trial.controller is controller}
 
 
 def replay_figures(scores: Scores) -> dict[str, object]:
@@ -72,6 +79,7 @@ def figures_of(attempts: Sequence[Attempt], confidence: float) -> dict[str, obje
         "episodes": raw.trials + raw.error,
         "raw_successes": raw.success,
         "kept": kept.kept,
+        "late": kept.late,
         "lost": kept.lost,
         "gained": codec.success - kept.kept,
         "lost_in_chunks": kept_in_chunks.lost,

@@ -190,6 +190,7 @@ output=''
 tokenizer=''
 episodes=0
 horizon=0
+linger=-1
 max_steps=-1
 confidence=0
 processes=0

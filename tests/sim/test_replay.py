@@ -30,6 +30,7 @@ SETTINGS = ReplayRun(
     tasks=TASKS,
     episodes=2,
     horizon=16,
+    linger=10,
     max_steps=0,
     confidence=0.95,
     processes=1,
@@ -64,7 +65,7 @@ def test_an_exact_codec_does_what_the_expert_does(here, task):
     world = open_world(task, 0)
     world.reset(7)
     steps = len(expert_actions(world, world.max_steps))
-    for play in (play_raw, play_codec(FixedCodec()), play_chunks(FixedCodec(horizon=6))):
+    for play in (play_raw(3), play_codec(FixedCodec(), 3), play_chunks(FixedCodec(horizon=6))):
         world.reset(7)
         assert play(world, 7, world.max_steps) == (True, steps)
 
@@ -74,7 +75,7 @@ def test_by_chunks_the_expert_answers_to_where_the_codec_has_led(here):
     world = open_world("metaworld/reach", 0)
     codec = FixedCodec(horizon=4, gain=0.7)
     world.reset(5)
-    assert not play_codec(codec)(world, 5, world.max_steps)[0]
+    assert not play_codec(codec, 0)(world, 5, world.max_steps)[0]
     world.reset(5)
     codec.seen.clear()
     solved, steps = play_chunks(codec)(world, 5, world.max_steps)
@@ -90,7 +91,7 @@ def test_by_chunks_the_expert_answers_to_where_the_codec_has_led(here):
 @needs_sim
 def test_steps_end_at_the_limit(here):
     world = open_world("metaworld/reach", 0)
-    for play in (play_raw, play_codec(FixedCodec(gain=0.0)), play_chunks(FixedCodec(horizon=4, gain=0.0))):
+    for play in (play_raw(0), play_codec(FixedCodec(gain=0.0), 0), play_chunks(FixedCodec(horizon=4, gain=0.0))):
         world.reset(5)
         assert play(world, 5, 6) == (False, 6)
 
@@ -98,9 +99,21 @@ def test_steps_end_at_the_limit(here):
 @needs_sim
 def test_an_unknown_robot_is_an_error_not_a_failure(here):
     trial = Trial(task="metaworld/reach", number=0, controller=Controller.codec, film=None)
-    found = play_trial(trial, RULES, play_codec(open_unfitted_codec()))
+    found = play_trial(trial, RULES, play_codec(open_unfitted_codec(), 0))
     assert found.outcome is Outcome.error
     assert "robot='metaworld_sawyer' was not fitted" in found.message
+
+
+@needs_sim
+def test_a_hand_that_comes_late_is_waited_for(here):
+    world = open_world("metaworld/drawer-close", 0)
+    world.reset(7)
+    expert = expert_actions(world, world.max_steps)
+    for linger, solved in ((0, False), (10, True)):
+        world.reset(7)
+        found, steps = play_codec(FixedCodec(gain=0.8), linger)(world, 7, world.max_steps)
+        assert found is solved
+        assert (steps > len(expert)) is solved
 
 
 def attempts_of(controller: Controller, outcomes: str, task: str = "metaworld/reach") -> list[Attempt]:
@@ -109,7 +122,7 @@ def attempts_of(controller: Controller, outcomes: str, task: str = "metaworld/re
         Attempt(
             trial=Trial(task=task, number=number, controller=controller, film=None),
             outcome=words[letter],
-            steps=7,
+            steps=7 + (letter == "s" and controller is Controller.codec and number == 0),
             seconds=0.5,
             instruction="go",
             message="",
@@ -129,6 +142,7 @@ def test_only_what_the_raw_replay_solved_can_be_kept():
     figures = replay_figures(score(attempts, 0.95))
     assert figures["replay_success"] == pytest.approx(2 / 3)
     assert (figures["raw_successes"], figures["kept"], figures["lost"]) == (4, 2, 1)
+    assert figures["late"] == 1
     assert (figures["gained"], figures["errors"], figures["episodes"]) == (2, 1, 7)
     assert figures["chunks_success"] == pytest.approx(3 / 4)
     lift = figures["per_task"]["robosuite/Lift/Panda"]
