@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from flagscale_vla.action.ranges import RangeGrammar
 from flagscale_vla.action.spline import spline
 from flagscale_vla.action.stored import WEIGHTS_FILE, Stored, write_stored
 from flagscale_vla.action.tokenizer import Codes, CodesError, Floats
-from flagscale_vla.action.uniform import FixedGrammar, from_bins, to_bins
+from flagscale_vla.action.uniform import from_bins, to_bins
 from flagscale_vla.action.units import Units
 from flagscale_vla.robots.layout import Kind, parts_of
 
@@ -89,11 +90,11 @@ class Beast:
             normalized[..., dims] = curve.evaluate(points[..., dims])
         return self.units.unnormalize(robot, normalized)
 
-    def grammar(self, robot: str, horizon: int) -> FixedGrammar:
+    def grammar(self, robot: str, horizon: int) -> RangeGrammar:
         """What `decode` takes, the same for every horizon: see `ActionTokenizer`."""
         if horizon < 1:
             raise CodesError(f"horizon={horizon}: must be at least 1")
-        return FixedGrammar(self.settings.points * self.units.dims(robot), self.num_codes)
+        return RangeGrammar.equal(self.settings.points * self.units.dims(robot), self.num_codes)
 
     def save(self, folder: Path) -> None:
         """Write what `load_action_tokenizer` reads."""

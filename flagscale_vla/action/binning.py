@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from flagscale_vla.action.ranges import RangeGrammar
 from flagscale_vla.action.stored import Stored, write_stored
 from flagscale_vla.action.tokenizer import Codes, CodesError, Floats
-from flagscale_vla.action.uniform import FixedGrammar, from_bins, to_bins
+from flagscale_vla.action.uniform import from_bins, to_bins
 from flagscale_vla.action.units import Units
 
 
@@ -40,11 +41,11 @@ class Binning:
         shares = from_bins(rows, self.num_codes).reshape(len(rows), horizon, self.units.dims(robot))
         return self.units.unnormalize(robot, shares * 2 - 1)
 
-    def grammar(self, robot: str, horizon: int) -> FixedGrammar:
+    def grammar(self, robot: str, horizon: int) -> RangeGrammar:
         """What `decode` takes: see `ActionTokenizer`."""
         if horizon < 1:
             raise CodesError(f"horizon={horizon}: must be at least 1")
-        return FixedGrammar(self.units.dims(robot) * horizon, self.num_codes)
+        return RangeGrammar.equal(self.units.dims(robot) * horizon, self.num_codes)
 
     def save(self, folder: Path) -> None:
         """Write what `load_action_tokenizer` reads."""

@@ -62,7 +62,7 @@ class Fast:
         """Chunks of strings of codes: see `ActionTokenizer`."""
         grammar = self.grammar(robot, horizon)
         for string in codes:
-            grammar.check(string.tolist())
+            grammar.check(string)
         text = b"".join(self.codes.contents[code] for string in codes for code in string.tolist())
         characters = np.frombuffer(text.decode().encode("utf-32-le"), np.uint32).astype(np.float64)
         coefficients = characters.reshape(len(codes), horizon, self.units.dims(robot)) + self.settings.min_token

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from flagscale_vla.action.tokenizer import Codes, CodesError
+from flagscale_vla.action.tokenizer import Codes, CodesError, check_row
 
 LARGEST_CHARACTER = 0x7FF
 """The last code point of two bytes: a vocabulary whose coefficients span more than 2048 is not met in practice."""
@@ -121,13 +121,14 @@ class FastGrammar:
             self._legal[state, left] = np.flatnonzero(self._fits(self._is_alive, state, left))
         return self._legal[state, left]
 
-    def check(self, codes: Sequence[int]) -> None:
-        """Refuse a string that is not complete.
+    def check(self, codes: Codes) -> None:
+        """Refuse a string i64[K] that is not complete.
 
         Raises:
             CodesError: names the first code that may not stand where it stands, or how many coefficients are missing.
         """
-        state, left = self._follow(codes)
+        check_row(codes)
+        state, left = self._follow(codes.tolist())
         if left or state != WHOLE:
             raise CodesError(f"{len(codes)} codes break off: {left} of {self.total} coefficients are missing")
 

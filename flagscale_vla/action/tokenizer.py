@@ -83,3 +83,13 @@ class ActionTokenizer(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write what `action.store.load_action_tokenizer` reads."""
+
+
+def check_row(codes: Codes) -> None:
+    """Refuse what is no string of codes at all.
+
+    Raises:
+        CodesError: it is not an array of whole numbers in a row.
+    """
+    if codes.ndim != 1 or not np.issubdtype(codes.dtype, np.integer):
+        raise CodesError(f"codes must be whole numbers in a row, i64[K], not {codes.dtype}{list(codes.shape)}")

@@ -50,6 +50,10 @@ class Units:
         """Numbers in one action step, A0; `ChunkError` for an unknown robot."""
         return len(self.robot(robot).action)
 
+    def scaler(self, robot: str) -> Scaler:
+        """What scales a robot's actions, without any limit; `ChunkError` for an unknown robot."""
+        return self._scalers[self.robot(robot).name]
+
     def limits(self, robot: str) -> tuple[Floats, Floats]:
         """The least and the largest value that training saw, f32[A0] each, in the robot's own units."""
         action = self.statistics[self.robot(robot).name].action
@@ -62,12 +66,12 @@ class Units:
             ChunkError: an unknown robot, another shape, no step, or a number that is not finite.
         """
         self._check(self.robot(robot), values)
-        return self._scalers[robot].normalize(np.clip(values, *self.limits(robot)).astype(np.float32, copy=False))
+        return self.scaler(robot).normalize(np.clip(values, *self.limits(robot)).astype(np.float32, copy=False))
 
     def unnormalize(self, robot: str, normalized: NDArray[Any]) -> Floats:
         """Chunks f32[N, H, A0] in own units and within `limits`, of scaled ones that are finite."""
         low, high = self.limits(robot)
-        scaler = self._scalers[robot]
+        scaler = self.scaler(robot)
         values = np.clip(normalized * scaler.scale.astype(np.float64) + scaler.shift, low, high)
         return values.astype(np.float32)
 

@@ -109,11 +109,11 @@ def test_codes_of_no_alphabet_are_refused(tokenizer: ActionTokenizer) -> None:
     grammar = tokenizer.grammar("sawyer", HORIZON)
     for code in (-1, tokenizer.num_codes, 2**40):
         wrong = np.concatenate([string[:2], [code], string[3:]])
-        with pytest.raises(CodesError, match=rf"code {code} at place 2 must lie in \[0, {tokenizer.num_codes}\)"):
+        with pytest.raises(CodesError, match=rf"code {code} at place 2 must lie in \["):
             tokenizer.decode("sawyer", [string, wrong], HORIZON)
         with pytest.raises(CodesError, match="must lie in"):
             grammar.legal(wrong.tolist())
-    for wrong in (string[:-1], string[:0], np.concatenate([string, string])):
+    for wrong in (string[:-1], string[:0], np.concatenate([string, string]), string.astype(np.float64), string[None]):
         with pytest.raises(CodesError):
             tokenizer.decode("sawyer", [wrong], HORIZON)
     with pytest.raises(CodesError):

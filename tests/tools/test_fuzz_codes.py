@@ -1,0 +1,61 @@
+"""Random strings of codes: the tool finds nothing wrong with a sound tokenizer, and tells on unsound ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flagscale_vla.action.binning import Binning
+from flagscale_vla.action.tokenizer import Codes, Floats
+from tests.action.chunks import HORIZON, units
+from tools.fuzz_codes import fuzz
+
+ROOT = Path(__file__).parents[2]
+
+
+class Forgiving(Binning):
+    """Gives zeros for what it cannot read, as public servers do."""
+
+    def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
+        try:
+            return super().decode(robot, codes, horizon)
+        except ValueError:
+            return np.zeros((len(codes), horizon, self.units.dims(robot)), np.float32)
+
+
+class Overshooting(Binning):
+    """Leaves the range seen in training."""
+
+    def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
+        return super().decode(robot, codes, horizon) * 2
+
+
+class Refusing(Binning):
+    """Takes one code less than its grammar allows."""
+
+    def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
+        return super().decode(robot, [string[1:] for string in codes], horizon)
+
+
+def test_a_sound_tokenizer_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Binning(bins=16, units=units()).save(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = [sys.executable, "tools/fuzz_codes.py", str(tmp_path), "--count", "50", "--horizon", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "50 of 50 legal strings decoded to finite actions in range, 50 of 50 illegal" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoded", "refused"), [(Forgiving, 60, 0), (Overshooting, 0, 60), (Refusing, 0, None)]
+)
+def test_unsound_ones_are_told_on(kind: type[Binning], decoded: int, refused: int | None) -> None:
+    found = fuzz(kind(bins=16, units=units()), 60, HORIZON, seed=1)
+    assert not found.is_clean
+    assert found.decoded == decoded
+    assert refused is None or found.refused == refused
