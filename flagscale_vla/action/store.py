@@ -8,6 +8,7 @@ from pathlib import Path
 from flagscale_vla.action.beast import Beast
 from flagscale_vla.action.binning import Binning
 from flagscale_vla.action.fast import Fast
+from flagscale_vla.action.omnisat import OmniSat
 from flagscale_vla.action.stored import ACTION_TOKENIZER_FILE, Stored, read_stored
 from flagscale_vla.action.tokenizer import ActionTokenizer
 
@@ -15,6 +16,7 @@ READERS: dict[str, Callable[[Stored], ActionTokenizer]] = {
     Fast.kind: Fast.from_stored,
     Beast.kind: Beast.from_stored,
     Binning.kind: Binning.from_stored,
+    OmniSat.kind: OmniSat.from_stored,
 }
 """How each kind is made of what lies on disk."""
 

@@ -1,0 +1,173 @@
+"""Residual quantisation: each layer's codebook takes up what the layers before it have left (Zeghidour et al., 2021).
+
+A codebook is the moving average of what its codes were chosen for (van den Oord et al., 2017, appendix A.1): that is
+the codes' way to the encoder. The encoder's way to the codes is the commitment in the fitter's loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flagscale_vla.action.keys import SumRanks, draw_rows, mix
+
+ROWS = 4096
+"""Rows compared with a codebook at once: the scores then stay in the processor's caches."""
+FRESH = 0.5
+"""Weight that a code drawn anew begins with, as a share of the mean."""
+
+
+class ResidualQuantizer:
+    """Codebooks of L layers with K codes each, in a space of d numbers.
+
+    Args:
+        books: f32[L, K, d].
+    """
+
+    def __init__(self, books: Tensor) -> None:
+        self.books = books
+
+    @property
+    def books(self) -> Tensor:
+        """f32[L, K, d]."""
+        return self._books
+
+    @books.setter
+    def books(self, books: Tensor) -> None:
+        self._books = books
+        # |x - c|^2 is smallest where x c - |c|^2 / 2 is largest; one product gives both terms.
+        self._directions = books.transpose(1, 2).contiguous()
+        self._halves = -books.square().sum(dim=2) / 2
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return len(self._books)
+
+    def encode(self, latents: Tensor, layers: int) -> Tensor:
+        """The nearest code of each of the first `layers` layers, i64[n, layers], of latents f32[n, d]."""
+        return torch.cat([self._encode(part, layers) for part in latents.split(ROWS)])
+
+    def _encode(self, latents: Tensor, layers: int) -> Tensor:
+        rest, codes = latents.clone(), torch.empty(len(latents), layers, dtype=torch.int64)
+        for layer in range(layers):
+            scores = torch.addmm(self._halves[layer], rest, self._directions[layer])
+            codes[:, layer] = scores.max(dim=1).indices
+            rest -= self._books[layer].index_select(0, codes[:, layer])
+        return codes
+
+    def chosen(self, codes: Tensor) -> Tensor:
+        """What each code stands for, f32[layers, n, d], of codes i64[n, layers] from the first layer on."""
+        return torch.stack([book[code] for book, code in zip(self._books, codes.T, strict=False)])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The sum of what codes i64[n, layers] stand for, f32[n, d]; any number of layers from the first on."""
+        total = self._books[0].index_select(0, codes[:, 0])
+        for layer in range(1, codes.shape[1]):
+            total += self._books[layer].index_select(0, codes[:, layer])
+        return total
+
+
+class Averages:
+    """The moving averages behind codebooks: how often each code is chosen, f32[L, K], and the sum of what for."""
+
+    def __init__(self, quantizer: ResidualQuantizer, decay: float) -> None:
+        self.quantizer, self.decay = quantizer, decay
+        self.counts = torch.zeros(quantizer.books.shape[:2])
+        self.sums = torch.zeros_like(quantizer.books)
+
+    def begin(self, latents: Tensor, weights: Tensor, *, rounds: int, seed: int) -> None:
+        """Start every layer by k-means on what the layers before it leave of f32[n, d]."""
+        rest, books, counts = latents.clone(), self.quantizer.books.clone(), []
+        for layer in range(len(books)):
+            generator = torch.Generator().manual_seed(seed * 1009 + layer)
+            books[layer], count = kmeans(rest, weights, books.shape[1], rounds, generator)
+            counts.append(count / weights.sum())
+            rest -= books[layer][nearest(rest, books[layer])]
+        self.counts = torch.stack(counts)
+        self.sums = books * self.counts[..., None]
+        self.quantizer.books = books
+
+    def tally(self, latents: Tensor, codes: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """What a batch adds, f32[L, K, d + 1]: the weighted sum of what each code was chosen for, and the weights.
+
+        Args:
+            latents: f32[n, d].
+            codes: i64[n, L].
+            chosen: what the codes stand for, f32[L, n, d].
+            weights: f32[n].
+        """
+        layers, size, width = self.sums.shape
+        added = torch.zeros(layers, size, width + 1)
+        for layer, rest in enumerate(rests(latents, chosen)):
+            rows = torch.cat([rest, rest.new_ones(len(rest), 1)], dim=1) * weights[:, None]
+            added[layer].index_add_(0, codes[:, layer], rows)
+        return added
+
+    def update(self, added: Tensor, weight: Tensor) -> None:
+        """Move on by what `tally` gave, summed over ranks, with `weight` the sum of all chunks' weights."""
+        added = added / weight.clamp(min=1e-12)
+        self.sums.lerp_(added[..., :-1], 1 - self.decay)
+        self.counts.lerp_(added[..., -1], 1 - self.decay)
+        self._set_books()
+
+    def _set_books(self) -> None:
+        counts = self.counts[..., None]
+        # A code that is hardly ever chosen stays where it is until it is drawn anew.
+        self.quantizer.books = torch.where(counts > 1e-8, self.sums / counts.clamp(min=1e-8), self.quantizer.books)
+
+    def revive(self, latents: Tensor, chosen: Tensor, keys: Tensor, dead_share: float, sum_ranks: SumRanks) -> int:
+        """Draw codes anew, out of this batch, that are chosen less often than `dead_share` of the mean.
+
+        Args:
+            latents: f32[n, d].
+            chosen: f32[L, n, d].
+            keys: i64[n], mixed for this step.
+            dead_share: in [0, 1].
+            sum_ranks: adds up over ranks.
+
+        Returns:
+            How many codes were too rare.
+        """
+        mean = self.counts.mean(dim=1, keepdim=True)
+        dead = self.counts < dead_share * mean
+        for layer, rest in enumerate(rests(latents, chosen)):
+            places = dead[layer].nonzero()[:, 0]
+            if not len(places):
+                continue
+            rows, found = draw_rows(rest, mix(keys, layer), len(places), sum_ranks)
+            self.counts[layer, places[found]] = FRESH * mean[layer]
+            self.sums[layer, places[found]] = FRESH * mean[layer] * rows[found]
+        self._set_books()
+        return int(dead.sum())
+
+
+def rests(latents: Tensor, chosen: Tensor) -> list[Tensor]:
+    """What each layer has to quantise, f32[n, d] each: the latents less what the layers before it chose."""
+    found = [latents]
+    for values in chosen[:-1]:
+        found.append(found[-1] - values)
+    return found
+
+
+def nearest(rows: Tensor, book: Tensor) -> Tensor:
+    """The code i64[n] of f32[K, d] that is nearest to each row of f32[n, d]."""
+    return ResidualQuantizer(book[None]).encode(rows, 1)[:, 0]
+
+
+def kmeans(rows: Tensor, weights: Tensor, size: int, rounds: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from rows drawn at random; a code that nothing is nearest to is drawn again.
+
+    Returns:
+        Codes f32[size, d], and the weight of the rows nearest to each, f32[size].
+    """
+    codes = rows[torch.randint(len(rows), (size,), generator=generator)]
+    codes[: len(rows)] = rows[torch.randperm(len(rows), generator=generator)[:size]]
+    total = torch.zeros(size)
+    for _ in range(rounds):
+        chosen = nearest(rows, codes)
+        total = torch.zeros(size).index_add_(0, chosen, weights)
+        sums = torch.zeros_like(codes).index_add_(0, chosen, rows * weights[:, None])
+        fresh = rows[torch.randint(len(rows), (size,), generator=generator)]
+        codes = torch.where(total[:, None] > 0, sums / total.clamp(min=1e-12)[:, None], fresh)
+    return codes, total
