@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from typing import TypeGuard
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -21,9 +22,11 @@ from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
 from flagscale_vla.config.schema import register_schemas, settings_of
+from flagscale_vla.config.tokenizer_run import TokenizerRun
 
 JOBS: dict[type, tuple[str, str]] = {
     TrainRun: ("flagscale_vla.train.pretrain", "run"),
+    TokenizerRun: ("flagscale_vla.train.tokenizer", "run"),
     RecordRun: ("flagscale_vla.sim.record", "run"),
     EvalRun: ("flagscale_vla.sim.evaluate", "run"),
     ReplayRun: ("flagscale_vla.sim.replay", "run"),
@@ -56,12 +59,17 @@ def run_composed(config: DictConfig) -> None:
     """Check a composed config, then do its job here or in processes started for it."""
     leave_unread(config)
     run = settings_of(config)
-    if isinstance(run, TrainRun) and run.verb is Verb.run and "RANK" not in os.environ:
+    if may_start_ranks(run) and "RANK" not in os.environ:
         from launch.ranks import start_ranks
 
         if start_ranks(run):
             return
     find_job(run)(run)
+
+
+def may_start_ranks(run: object) -> TypeGuard[TrainRun | TokenizerRun]:
+    """Whether a job shares its work out over processes that are started for it."""
+    return isinstance(run, TokenizerRun) or (isinstance(run, TrainRun) and run.verb is Verb.run)
 
 
 @hydra.main(version_base=None, config_path="conf")

@@ -13,9 +13,11 @@ from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun
+from flagscale_vla.config.tokenizer_run import TokenizerRun
 
 SCHEMAS: dict[str, type] = {
     "train_schema": TrainRun,
+    "tokenizer_schema": TokenizerRun,
     "record_schema": RecordRun,
     "eval_schema": EvalRun,
     "replay_schema": ReplayRun,
