@@ -64,7 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = fuzz(load_action_tokenizer(arguments.folder), arguments.count, arguments.horizon, arguments.seed)
     print(found.line)
-    sys.exit(not found.is_clean)
+    sys.exit(0 if found.is_clean else 1)
 
 
 def fuzz(tokenizer: ActionTokenizer, count: int, horizon: int, seed: int) -> Found:

@@ -19,6 +19,8 @@ class RangeGrammar:
 
     def __init__(self, lows: Codes, sizes: Codes) -> None:
         self.lows, self.sizes = lows, sizes
+        # Plain numbers, for a prefix is looked at code by code.
+        self._ranges = [range(low, low + size) for low, size in zip(lows.tolist(), sizes.tolist(), strict=True)]
 
     @staticmethod
     def equal(length: int, num_codes: int) -> RangeGrammar:
@@ -35,10 +37,11 @@ class RangeGrammar:
         place = len(prefix)
         if place > self.longest:
             raise CodesError(f"{place} codes: a chunk has {self.longest}")
-        self._check(np.asarray(prefix, np.int64)[None])
-        if place == self.longest:
-            return np.empty(0, np.int64)
-        return np.arange(self.lows[place], self.lows[place] + self.sizes[place])
+        for number, (code, taken) in enumerate(zip(prefix, self._ranges, strict=False)):
+            if not taken.start <= code < taken.stop:
+                raise CodesError(_refusal(code, number, taken))
+        following = range(0) if place == self.longest else self._ranges[place]
+        return np.arange(following.start, following.stop)
 
     def stack(self, codes: Sequence[Codes]) -> Codes:
         """Complete strings as one array, i64[N, K].
@@ -51,14 +54,12 @@ class RangeGrammar:
             if len(string) != self.longest:
                 raise CodesError(f"{len(string)} codes: a chunk has {self.longest}")
         rows = np.asarray(codes, np.int64).reshape(-1, self.longest)
-        self._check(rows)
-        return rows
-
-    def _check(self, rows: Codes) -> None:
-        """Refuse prefixes i64[N, places] with a code outside its place's range."""
-        places = rows.shape[1]
-        lows, highs = self.lows[:places], self.lows[:places] + self.sizes[:places]
-        wrong = np.argwhere((rows < lows) | (rows >= highs))
+        wrong = np.argwhere((rows < self.lows) | (rows >= self.lows + self.sizes))
         if len(wrong):
             row, place = wrong[0].tolist()
-            raise CodesError(f"code {rows[row, place]} at place {place} must lie in [{lows[place]}, {highs[place]})")
+            raise CodesError(_refusal(rows[row, place], place, self._ranges[place]))
+        return rows
+
+
+def _refusal(code: int, place: int, taken: range) -> str:
+    return f"code {code} at place {place} must lie in [{taken.start}, {taken.stop})"

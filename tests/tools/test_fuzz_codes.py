@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,7 @@ import pytest
 from flagscale_vla.action.binning import Binning
 from flagscale_vla.action.tokenizer import Codes, Floats
 from tests.action.chunks import HORIZON, units
-from tools.fuzz_codes import fuzz
-
-ROOT = Path(__file__).parents[2]
+from tools.fuzz_codes import fuzz, main
 
 
 class Forgiving(Binning):
@@ -42,13 +39,15 @@ class Refusing(Binning):
         return super().decode(robot, [string[1:] for string in codes], horizon)
 
 
-def test_a_sound_tokenizer_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sound_tokenizer_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     Binning(bins=16, units=units()).save(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    command = [sys.executable, "tools/fuzz_codes.py", str(tmp_path), "--count", "50", "--horizon", "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "50 of 50 legal strings decoded to finite actions in range, 50 of 50 illegal" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["fuzz_codes.py", str(tmp_path), "--count", "50", "--horizon", "3"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    printed = capsys.readouterr().out
+    assert "50 of 50 legal strings decoded to finite actions in range, 50 of 50 illegal" in printed
 
 
 @pytest.mark.parametrize(
