@@ -1,14 +1,10 @@
-"""FAST and BEAST at a wanted number of codes a chunk, so that errors are compared at equal rates."""
+"""FAST at a wanted number of codes a chunk, so that errors are compared at equal rates."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 
-import numpy as np
-
-from flagscale_vla.action.beast import Beast, BeastSettings, fit_beast
 from flagscale_vla.action.fast import Fast, fit_fast
 from flagscale_vla.action.tokenizer import ActionTokenizer, Floats
 from flagscale_vla.action.units import Units
@@ -27,16 +23,6 @@ def mean_codes(tokenizer: ActionTokenizer, chunks: Mapping[str, Floats]) -> floa
     """Mean length of the strings of all chunks f32[N, H, A0], by robot, together."""
     lengths = [len(codes) for robot, values in chunks.items() for codes in tokenizer.encode(robot, values)]
     return sum(lengths) / len(lengths)
-
-
-def mean_error(tokenizer: ActionTokenizer, chunks: Mapping[str, Floats], units: Units) -> float:
-    """Mean absolute error of all values of all chunks f32[N, H, A0] together, in scaled units."""
-    total, count = 0.0, 0
-    for robot, values in chunks.items():
-        decoded = tokenizer.decode(robot, tokenizer.encode(robot, values), values.shape[1])
-        total += float(np.abs(units.normalize(robot, decoded) - units.normalize(robot, values)).sum(dtype=np.float64))
-        count += values.size
-    return total / count
 
 
 def fast_at_rate(
@@ -59,34 +45,6 @@ def fast_at_rate(
     nearest = min(found, key=lambda fast: abs(mean_codes(fast, measured) - wanted))
     logger.info("FAST at scale %.3g has %.2f codes a chunk", nearest.settings.scale, mean_codes(nearest, measured))
     return nearest
-
-
-def beast_at_rate(
-    fitted: Mapping[str, Floats],
-    measured: Mapping[str, Floats],
-    units: Units,
-    *,
-    wanted: float,
-    settings: BeastSettings,
-) -> Beast:
-    """BEAST with the fewest control points whose mean number of codes on `measured` is at least `wanted`.
-
-    It is rounded up, so that BEAST never has fewer codes than what it is compared with; bins do not change the number.
-    Of the degrees up to `settings.degree` that so few points allow, that with the least error on `fitted` is taken.
-
-    Raises:
-        ValueError: see `fit_beast`.
-    """
-    dims = sum(values.shape[0] * values.shape[2] for values in measured.values())
-    chunks = sum(len(values) for values in measured.values())
-    points = max(1, -int(-wanted * chunks // dims))
-    gripper = min(settings.gripper_degree, points - 1)
-    allowed = range(min(settings.degree, points - 1) + 1)
-    tried = [replace(settings, points=points, degree=degree, gripper_degree=gripper) for degree in allowed]
-    some = _some(fitted)
-    best = min(tried, key=lambda each: mean_error(fit_beast(some, units, each), some, units))
-    logger.info("BEAST of degree %d has %d control points for each dim", best.degree, best.points)
-    return fit_beast(fitted, units, best)
 
 
 def _some(chunks: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -9,7 +9,6 @@ import pytest
 
 from flagscale_vla.action.beast import Beast, BeastSettings, fit_beast
 from flagscale_vla.action.binning import Binning
-from flagscale_vla.action.rates import beast_at_rate, mean_codes, mean_error
 from flagscale_vla.action.spline import Spline
 from flagscale_vla.action.tokenizer import Floats
 from flagscale_vla.action.uniform import from_bins, to_bins
@@ -114,21 +113,3 @@ def test_a_robot_without_chunks_has_no_ranges() -> None:
 def test_settings_that_no_spline_has_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"points=|ridge="):
         dataclasses.replace(BEAST, **wrong)
-
-
-@pytest.mark.parametrize(("wanted", "points"), [(0.5, 1), (9.0, 1), (9.1, 2), (17.5, 2), (30.0, 4)])
-def test_beast_at_a_rate_has_the_codes_asked_for_at_least(wanted: float, points: int) -> None:
-    # Of 100 chunks with 4 dims and 100 with 14 the mean is 9.
-    measured = {"sawyer": make_chunks("sawyer", 100, 3), "twin": make_chunks("twin", 100, 3)}
-    beast = beast_at_rate(training_chunks(), measured, units(), wanted=wanted, settings=BEAST)
-    assert beast.settings.points == points
-    assert mean_codes(beast, measured) == 9 * points >= wanted
-
-
-def test_beast_at_a_rate_takes_the_best_degree() -> None:
-    chunks = training_chunks()
-    best = beast_at_rate(chunks, chunks, units(), wanted=8.75 * 3, settings=BEAST)
-    assert best.settings.points == 3
-    for degree in (0, 1, 2):
-        other = fit_beast(chunks, units(), dataclasses.replace(best.settings, degree=degree))
-        assert mean_error(other, chunks, units()) >= mean_error(best, chunks, units())
