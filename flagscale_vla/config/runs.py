@@ -188,6 +188,8 @@ class EvalRun:
     execute_steps: int
     """steps of each chunk that are carried out before the next observation"""
     denoise_steps: int
+    temperature: float
+    """of codes that are drawn; 0 takes the likeliest"""
     image_pixels: int
     confidence: float
     """level of the interval printed with the success rate"""
@@ -206,6 +208,7 @@ class EvalRun:
         for name in ("episodes", "execute_steps", "denoise_steps", "image_pixels", "processes"):
             check_positive(name, self.__getattribute__(name))
         check(self.max_steps >= 0, "max_steps", self.max_steps, "must not be negative", 0)
+        check(self.temperature >= 0, "temperature", self.temperature, "must not be negative", 0.0)
         check(0.0 < self.confidence < 1.0, "confidence", self.confidence, "must lie between 0 and 1", 0.95)
         check(0 <= self.videos <= self.episodes, "videos", self.videos, f"must lie in [0, episodes={self.episodes}]", 0)
         check_seed(self.seed)

@@ -46,9 +46,7 @@ class Codec(Protocol):
         """
 
 
-def open_policy(
-    checkpoint: Path, *, platform: PlatformConfig, denoise_steps: int, temperature: float = 0.0
-) -> PolicyClient:
+def open_policy(checkpoint: Path, *, platform: PlatformConfig, denoise_steps: int, temperature: float) -> PolicyClient:
     """Load a checkpoint, or the newest of a training run's output folder, into this process.
 
     Args:

@@ -67,7 +67,9 @@ def run(run: EvalRun) -> None:
     """
     checkpoint = find_checkpoint(Path(run.checkpoint))
     platform = replace(run.platform, threads=1)
-    opener = partial(open_policy, checkpoint, platform=platform, denoise_steps=run.denoise_steps)
+    opener = partial(
+        open_policy, checkpoint, platform=platform, denoise_steps=run.denoise_steps, temperature=run.temperature
+    )
     evaluate(run, opener, identity=f"{checkpoint.resolve()}\n{(checkpoint / METADATA).read_text(encoding='utf-8')}")
 
 

@@ -93,6 +93,12 @@ data.pack_length=2562 parallel.tensor=2 parallel.context=2 parallel.sequence=tru
 data.workers=-1
 data.max_bad_share=1.5
 action.horizon=0
+action.layers=-1
+action.layers=1
+action.tokenizer=runs/tokenizer
+action.tokenizer='' action.answer=codes
+optim.loss.text=0 action.answer=codes action.tokenizer=x
+model.language.vocab=576 parallel.tensor=2 action.answer=both action.tokenizer=x
 action.beta_alpha=0
 action.beta_beta=-1
 action.time_scale=0
@@ -175,6 +181,7 @@ episodes=0
 max_steps=-1
 execute_steps=0
 denoise_steps=0
+temperature=-1
 image_pixels=0
 confidence=1
 videos=-1

@@ -81,4 +81,5 @@ def test_old_rows_are_kept_and_new_ones_drawn(tmp_path: Path, overrides: list[st
 
 def test_what_may_not_grow_is_refused(tmp_path: Path) -> None:
     run_ranks(save, 1, str(tmp_path), [])
-    assert f"{EMBEDDING} of shape ({NEW}, 64) is needed, it is ({OLD}, 64)" in run_ranks(refuse, 1, str(tmp_path / "old"))[0]
+    message = run_ranks(refuse, 1, str(tmp_path / "old"))[0]
+    assert f"{EMBEDDING} of shape ({NEW}, 64) is needed, it is ({OLD}, 64)" in message

@@ -34,7 +34,7 @@ def train(rank: int, output: str, shards: str, *overrides: str) -> None:
 
 def answers(rank: int, checkpoint: str) -> dict[str, np.ndarray]:
     """Chunks for three observations together, each alone, and the first again from other noise."""
-    policy = open_policy(Path(checkpoint), platform=PLATFORM, denoise_steps=4)
+    policy = open_policy(Path(checkpoint), platform=PLATFORM, denoise_steps=4, temperature=0.0)
     seen = [observation(0), observation(1, "push the drawer shut, all the way"), observation(2)]
     together = policy.infer(seen, seed=7)
     alone = [policy.infer([one], seed=7 + place)[0] for place, one in enumerate(seen)]
@@ -51,7 +51,7 @@ def answers(rank: int, checkpoint: str) -> dict[str, np.ndarray]:
 
 def refusals(rank: int, checkpoint: str) -> list[str]:
     """What is said of observations that cannot be answered."""
-    policy = open_policy(Path(checkpoint), platform=PLATFORM, denoise_steps=1)
+    policy = open_policy(Path(checkpoint), platform=PLATFORM, denoise_steps=1, temperature=0.0)
     bad = [
         observation(0, robot="no_such_robot"),
         observation(0, images={}),
@@ -96,4 +96,4 @@ def test_what_cannot_be_answered_is_told(output: str) -> None:
 
 def test_no_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="checkpoint"):
-        open_policy(tmp_path, platform=PLATFORM, denoise_steps=1)
+        open_policy(tmp_path, platform=PLATFORM, denoise_steps=1, temperature=0.0)

@@ -44,6 +44,7 @@ SETTINGS = EvalRun(
     max_steps=30,
     execute_steps=4,
     denoise_steps=1,
+    temperature=0.0,
     image_pixels=64,
     confidence=0.95,
     videos=1,
