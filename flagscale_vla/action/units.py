@@ -101,25 +101,3 @@ def _check_statistics(name: str, robot: Embodiment | None, entry: RobotStatistic
     for key, values in {"min": action.min, "max": action.max, "q01": action.q01, "q99": action.q99}.items():
         if not np.isfinite(values).all():
             raise ValueError(f"statistics of robot {name!r}: action {key}={list(values)} must be finite")
-
-
-def check_robots(
-    known: Mapping[str, Embodiment], wanted: Mapping[str, Embodiment], *, tokenizer: str, source: str
-) -> None:
-    """Refuse to use a tokenizer on robots that it was not fitted on, or whose action dims have other names.
-
-    Args:
-        known: the tokenizer's robots.
-        wanted: the robots that it is to be used on.
-        tokenizer: what a message calls the tokenizer, as its folder.
-        source: what a message calls the other side, as the folder of shards.
-
-    Raises:
-        ValueError: names the robot and both sides' dims.
-    """
-    for name, robot in wanted.items():
-        if name not in known:
-            raise ValueError(f"{tokenizer}: robot={name!r} of {source} was not fitted; known are {sorted(known)}")
-        if known[name].action != robot.action:
-            theirs, ours = list(robot.action), list(known[name].action)
-            raise ValueError(f"{tokenizer}: robot {name!r} was fitted with action dims {ours}, {source} has {theirs}")
