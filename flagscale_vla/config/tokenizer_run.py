@@ -100,7 +100,8 @@ class CurvesConfig:
     def __post_init__(self) -> None:
         for name in ("fast_scales", "beast_points"):
             values = self.__getattribute__(name)
-            check(all(value > 0 for value in values), f"curves.{name}", values, "must be above zero", "[4,8]")
+            shown = f"[{','.join(f'{value:g}' for value in values)}]"
+            check(all(value > 0 for value in values), f"curves.{name}", shown, "must be above zero", "[4,8]")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,12 +175,13 @@ class TokenizerRun:
         check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/tokenizer")
         check_positive("horizon", self.horizon)
         check(self.threads >= 0, "threads", self.threads, "must not be negative", 0)
+        left = f"[{','.join(self.robots_left_out)}]"
         twice = len(set(self.robots_left_out)) < len(self.robots_left_out)
-        check(not twice, "robots_left_out", self.robots_left_out, "names a robot twice", "[]")
+        check(not twice, "robots_left_out", left, "names a robot twice", "[]")
         check_seed(self.seed)
         ok = self.kind is not TokenizerKind.beast or not self.robots_left_out
         rule = "kind=beast finds the range of its bins in a robot's own chunks"
-        check(ok, "robots_left_out", self.robots_left_out, rule, "[]")
+        check(ok, "robots_left_out", left, rule, "[]")
         self._check_parallel()
 
     def _check_parallel(self) -> None:

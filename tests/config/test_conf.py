@@ -204,6 +204,48 @@ processes=0
 seed=-1
 """
 
+BAD_TOKENIZER = """
+output=''
+data.shards=''
+data.max_chunks=0
+data.max_heldout_chunks=0
+data.max_bad_share=2
+horizon=0
+robots_left_out=[panda,panda]
+robots_left_out=[panda] kind=beast
+codec.position.points=0
+codec.rotation.degree=16
+codec.gripper.codes=1
+codec.joints.layers=0
+codec.base.latent=0
+codec.lr=0
+codec.decay=1
+codec.layer_dropout=2
+fast.scale=0
+fast.vocab=0
+beast.points=0
+beast.degree=5
+beast.gripper_degree=-1
+beast.ridge=-1
+beast.bins=1
+binning.bins=1
+curves.fast_scales=[4,0]
+curves.beast_points=[0]
+fit.batch=0
+fit.start_chunks=0
+parallel.tensor=2
+parallel.pipeline=2
+parallel.context=2
+parallel.data=3
+parallel.data=2 kind=fast
+threads=-1
+checkpoint.every=0
+checkpoint.keep=0
+report.every=0
+report.overlays=-1
+seed=-1
+"""
+
 NO_WINDOWS = "model.vision.window_pixels=0 model.vision.full_attention_layers=[]"
 CASES = [
     (name, line.replace("NO_WINDOWS", NO_WINDOWS))
@@ -211,6 +253,7 @@ CASES = [
         ("train_tiny_action", BAD_TRAINING),
         ("record_demo", BAD_RECORDING),
         ("eval_demo", BAD_EVALUATION),
+        ("tokenizer_omnisat", BAD_TOKENIZER),
         ("replay_demo", BAD_REPLAY),
     )
     for line in lines.strip().splitlines()
