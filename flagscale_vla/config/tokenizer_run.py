@@ -51,10 +51,13 @@ class FastConfig:
     """what cosine coefficients are multiplied by before they are rounded"""
     vocab: int
     """byte pairs and single characters together"""
+    max_chunks: int
+    """chunks that byte pairs are fitted on at most; a fit takes time with each, and its rate hardly changes past a few
+    thousand"""
 
     def __post_init__(self) -> None:
-        check_positive("fast.scale", self.scale)
-        check_positive("fast.vocab", self.vocab)
+        for name in ("scale", "vocab", "max_chunks"):
+            check_positive(f"fast.{name}", self.__getattribute__(name))
 
 
 @dataclass(slots=True, kw_only=True)

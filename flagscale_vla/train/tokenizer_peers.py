@@ -83,6 +83,11 @@ class Peers:
         return {name: np.asarray(robot.values) for name, robot in self.data.train.robots.items()}
 
     @cached_property
+    def _fast_chunks(self) -> dict[str, Floats]:
+        some = self.data.train.choose(self.run.fast.max_chunks)
+        return {name: np.asarray(robot.values) for name, robot in some.robots.items()}
+
+    @cached_property
     def _units(self) -> Units:
         """Of every robot, those left out among them."""
         return Units(self.data.embodiments, self.data.statistics)
@@ -121,13 +126,14 @@ class Peers:
 
     def fast(self, scale: float) -> ActionTokenizer:
         """FAST at a scale."""
-        return fit_fast(self._chunks, self._units, scale=scale, vocab_size=self.run.fast.vocab)
+        return fit_fast(self._fast_chunks, self._units, scale=scale, vocab_size=self.run.fast.vocab)
 
     def fast_at(self, tokens: float) -> Peer:
         """FAST at the scale whose mean number of tokens on the held-out chunks is nearest."""
         measured = {name: np.asarray(robot.values) for name, robot in self.data.heldout.robots.items()}
         vocab = self.run.fast.vocab
-        fitted = fast_at_rate(self._chunks, measured, self._units, wanted=tokens, vocab_size=vocab)
+        logger.info("looking for the scale at which FAST takes %.2f tokens a chunk", tokens)
+        fitted = fast_at_rate(self._fast_chunks, measured, self._units, wanted=tokens, vocab_size=vocab)
         errors = measure(fitted, self.data.heldout)
         label = f"scale {fitted.settings.scale:.3g}"
         curve = self._fast_curve((point(label, errors),))
@@ -181,6 +187,7 @@ class Peers:
 
     def _taking_turns(self, name: str, tokens: float, most_degree: int) -> Peer:
         """Control points at a mean number of tokens that no number of them has: some chunks have one point more."""
+        logger.info("%s at %.2f tokens a chunk", name, tokens)
         each = self.data.heldout_dims
         points = max(1, int(tokens / each))
         share = float(np.clip(tokens / each - points, 0.0, 1.0))

@@ -223,6 +223,7 @@ codec.decay=1
 codec.layer_dropout=2
 fast.scale=0
 fast.vocab=0
+fast.max_chunks=0
 beast.points=0
 beast.degree=5
 beast.gripper_degree=-1
