@@ -25,6 +25,9 @@ class ReplayRun:
     linger: int
     """control steps for which the last action is held at the end of an open-loop replay. The expert's last step is the
     very one that solved the task, so without any a hand that comes a step late counts as failed"""
+    chunks: bool
+    """replay a third way too: chunk by chunk, with the expert asked anew at the end of each; takes twice the time of
+    the others together"""
     max_steps: int
     """control steps at 20 Hz before the expert counts as unable; 0 for each world's own limit"""
     confidence: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +13,26 @@ from flagscale_vla.sim.worlds.world import World
 
 Actions = NDArray[np.float32]
 """f32[steps, A0]"""
+Expert = Callable[[World, int], Actions]
+"""(world that was just reset, most steps) -> what its expert does; see `expert_actions`"""
 
 
-def play_raw(linger: int) -> Play:
+def play_raw(expert: Expert, linger: int) -> Play:
     """Let the expert do the task, then do the same actions again without looking, the last one `linger` times more."""
 
     def play(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
-        actions = held(expert_actions(world, max_steps), linger)
+        actions = held(expert(world, max_steps), linger)
         world.reset(seed)
         return play_actions(world, actions)
 
     return play
 
 
-def play_codec(codec: Codec, linger: int) -> Play:
+def play_codec(codec: Codec, expert: Expert, linger: int) -> Play:
     """`play_raw` with what a codec leaves of all these actions."""
 
     def play(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
-        actions = through_codec(codec, world.robot, held(expert_actions(world, max_steps), linger))
+        actions = through_codec(codec, world.robot, held(expert(world, max_steps), linger))
         world.reset(seed)
         return play_actions(world, actions)
 

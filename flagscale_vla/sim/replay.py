@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from flagscale_vla.policy.client import Codec, open_codec
 from flagscale_vla.reports.outputs import CONFIG, SUMMARY, replace_text, settings_yaml, write_summary
 from flagscale_vla.reports.pages import REPORT
 from flagscale_vla.sim.episodes_log import EpisodesLog
-from flagscale_vla.sim.playback import play_chunks, play_codec, play_raw
+from flagscale_vla.sim.playback import Expert, expert_actions, play_chunks, play_codec, play_raw
 from flagscale_vla.sim.replay_report import log_table, report
 from flagscale_vla.sim.replay_scores import replay_figures
 from flagscale_vla.sim.rollout import Attempt, Controller, Outcome, Play, Rules, Trial, play_trial
@@ -37,9 +37,9 @@ _codecs: list[Codec] = []
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a worker does next."""
+    """One episode, played in the ways that are still missing."""
 
-    trial: Trial
+    trials: tuple[Trial, ...]
     rules: Rules
     linger: int
     opener: Opener
@@ -74,7 +74,7 @@ def replay(run: ReplayRun, opener: Opener, *, kind: str, identity: str) -> None:
     replace_text(folder / CONFIG, settings_yaml(run))
     begin = time.perf_counter()
     log = EpisodesLog(folder, identity + settings_yaml(replace(run, processes=1)))
-    play_missing(run, plan_trials(run, tasks), opener, log)
+    play_missing(run, tasks, opener, log)
     scores = score(log.attempts, run.confidence)
     figures = {"kind": kind, "horizon": run.horizon, "linger": run.linger} | replay_figures(scores)
     write_summary(folder, figures | {"seconds": round(time.perf_counter() - begin, 1)}, device="cpu")
@@ -83,41 +83,44 @@ def replay(run: ReplayRun, opener: Opener, *, kind: str, identity: str) -> None:
     conclude(folder, log.attempts)
 
 
-def plan_trials(run: ReplayRun, tasks: list[str]) -> list[Trial]:
-    """Every episode three ways, a task's together: opening a world takes seconds."""
-    ways = (Controller.raw, Controller.codec, Controller.chunks)
+def plan_episodes(run: ReplayRun, tasks: list[str]) -> list[tuple[Trial, ...]]:
+    """Every episode with its ways, a task's together: opening a world takes seconds."""
+    ways = (Controller.raw, Controller.codec, *([Controller.chunks] if run.chunks else []))
     return [
-        Trial(task=task, number=number, controller=way, film=None)
+        tuple(Trial(task=task, number=number, controller=way, film=None) for way in ways)
         for task in tasks
-        for way in ways
         for number in range(run.episodes)
     ]
 
 
-def play_missing(run: ReplayRun, trials: list[Trial], opener: Opener, log: EpisodesLog) -> None:
+def play_missing(run: ReplayRun, tasks: list[str], opener: Opener, log: EpisodesLog) -> None:
     """Do every trial that `log` lacks, in `run.processes` processes."""
     rules = Rules(seed=run.seed, max_steps=run.max_steps, execute_steps=run.horizon, image_pixels=0)
-    jobs = [Job(trial=trial, rules=rules, linger=run.linger, opener=opener) for trial in trials if not log.has(trial)]
+    episodes = plan_episodes(run, tasks)
+    missing = [tuple(trial for trial in trials if not log.has(trial)) for trials in episodes]
+    jobs = [Job(trials=trials, rules=rules, linger=run.linger, opener=opener) for trials in missing if trials]
     if not jobs:
         return
-    with tqdm(total=len(trials), initial=len(trials) - len(jobs), unit="episode", desc="replay") as bar:
+    with tqdm(total=len(episodes), initial=len(episodes) - len(jobs), unit="episode", desc="replay") as bar:
         for done in map_jobs(work, jobs, min(run.processes, len(jobs)), draw=False):
-            log.add(done)
-            bar.set_postfix(task=done.trial.task, refresh=False)
+            for attempt in done:
+                log.add(attempt)
+            bar.set_postfix(task=done[0].trial.task, refresh=False)
             bar.update()
 
 
-def work(job: Job) -> Attempt:
-    """Play one trial in a worker."""
-    return play_trial(job.trial, job.rules, play_of(job))
+def work(job: Job) -> list[Attempt]:
+    """Play one episode in a worker. Its expert is asked once for all ways."""
+    expert = cache(expert_actions)
+    return [play_trial(trial, job.rules, play_of(trial.controller, job, expert)) for trial in job.trials]
 
 
-def play_of(job: Job) -> Play:
-    """How a trial's controller plays an episode."""
-    if job.trial.controller is Controller.raw:
-        return play_raw(job.linger)
+def play_of(controller: Controller, job: Job, expert: Expert) -> Play:
+    """How a controller plays an episode."""
+    if controller is Controller.raw:
+        return play_raw(expert, job.linger)
     codec = open_here(job.opener)
-    return play_codec(codec, job.linger) if job.trial.controller is Controller.codec else play_chunks(codec)
+    return play_codec(codec, expert, job.linger) if controller is Controller.codec else play_chunks(codec)
 
 
 def open_here(opener: Opener) -> Codec:

@@ -24,16 +24,21 @@ def log_table(figures: Mapping[str, Any]) -> None:
     for task, row in figures["per_task"].items():
         counts = [row[key] for key in ("raw_successes", "kept", "late", "lost", "errors")]
         logger.info("%-34s %8d %6d %6d %6d %6d %10s", task, *counts, share(row["chunks_success"]))
-    for name, words in WAYS.items():
+    for name in known_ways(figures):
         logger.info(
             "%s keeps %s of the raw replay's successes, %s; %.0f %% interval %.3f to %.3f",
             figures["kind"],
             thousandths(figures[name]),
-            words,
+            WAYS[name],
             100 * figures["confidence"],
             figures[f"{name}_low"],
             figures[f"{name}_high"],
         )
+
+
+def known_ways(figures: Mapping[str, Any]) -> list[str]:
+    """The ways that were played, and had something to keep."""
+    return [name for name in WAYS if figures[name] is not None]
 
 
 def report(folder: Path, figures: Mapping[str, Any], attempts: Sequence[Attempt]) -> Path:
@@ -69,7 +74,7 @@ def bars(figures: Mapping[str, Any]) -> str:
     rows = figures["per_task"]
     figure = Figure(figsize=(9, 0.6 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for place, (name, words) in enumerate(WAYS.items()):
+    for place, name in enumerate(known_ways(figures)):
         known = [(at, row) for at, row in enumerate(rows.values()) if row[name] is not None]
         middles = [row[name] for _, row in known]
         sides = [
@@ -77,10 +82,11 @@ def bars(figures: Mapping[str, Any]) -> str:
             [row[f"{name}_high"] - row[name] for _, row in known],
         ]
         heights = [at + 0.2 * (2 * place - 1) for at, _ in known]
-        axes.errorbar(middles, heights, xerr=sides, fmt="os"[place], markersize=4, capsize=2, label=words)
+        axes.errorbar(middles, heights, xerr=sides, fmt="os"[place], markersize=4, capsize=2, label=WAYS[name])
     axes.set_yticks(range(len(rows)), rows.keys(), fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("successes kept")
-    axes.legend(fontsize=8, loc="lower left")
+    if known_ways(figures):
+        axes.legend(fontsize=8, loc="lower left")
     return figure_uri(figure)

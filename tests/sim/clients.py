@@ -60,7 +60,8 @@ class FixedCodec:
         if robot == self.breaks_on:
             raise ValueError(f"robot={robot!r} was not fitted")
         self.seen.append(values)
-        return (values * np.array([self.gain] * 3 + [1.0])).astype(np.float32)
+        gains = [self.gain] * 3 + [1.0] * (values.shape[1] - 3)
+        return (values * np.array(gains)).astype(np.float32)
 
 
 def open_exact_codec():

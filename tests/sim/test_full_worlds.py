@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from flagscale_vla.sim.playback import expert_actions, play_chunks, play_codec, play_raw
 from flagscale_vla.sim.seeds import Purpose, episode_seed
 from flagscale_vla.sim.worlds.tasks import LIBERO_TASKS, ROBOSUITE_TASKS, make_world
+from tests.sim.clients import FixedCodec
 from tests.sim.extras import needs_sim_full
 
 pytestmark = needs_sim_full
@@ -60,6 +62,19 @@ def test_observation_matches_the_embodiment(world):
     for _ in range(5):
         world.step(np.array([0, 0, 1, 0, 0, 0, -1], np.float32))
     assert world.observe().state[2] > seen.state[2] + 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", QUICK)
+def test_an_exact_codec_does_what_the_expert_does(task):
+    world = make_world(task, 0)
+    world.reset(7)
+    steps = len(expert_actions(world, world.max_steps))
+    codec = FixedCodec(horizon=40)
+    for play in (play_raw(expert_actions, 0), play_codec(codec, expert_actions, 0), play_chunks(codec)):
+        world.reset(7)
+        assert play(world, 7, world.max_steps) == (True, steps)
+    world.close()
 
 
 @pytest.mark.slow

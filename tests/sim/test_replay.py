@@ -14,7 +14,7 @@ from flagscale_vla.config.runs import Tier
 from flagscale_vla.sim import replay as replay_job
 from flagscale_vla.sim.episodes_log import EpisodesLog
 from flagscale_vla.sim.playback import expert_actions, fill_up, play_chunks, play_codec, play_raw, through_codec
-from flagscale_vla.sim.replay import fingerprint, plan_trials, replay, run
+from flagscale_vla.sim.replay import fingerprint, replay, run
 from flagscale_vla.sim.replay_scores import replay_figures
 from flagscale_vla.sim.rollout import Attempt, Controller, Outcome, Rules, Trial, play_trial
 from flagscale_vla.sim.scores import score
@@ -31,6 +31,7 @@ SETTINGS = ReplayRun(
     episodes=2,
     horizon=16,
     linger=10,
+    chunks=True,
     max_steps=0,
     confidence=0.95,
     processes=1,
@@ -65,7 +66,11 @@ def test_an_exact_codec_does_what_the_expert_does(here, task):
     world = open_world(task, 0)
     world.reset(7)
     steps = len(expert_actions(world, world.max_steps))
-    for play in (play_raw(3), play_codec(FixedCodec(), 3), play_chunks(FixedCodec(horizon=6))):
+    for play in (
+        play_raw(expert_actions, 3),
+        play_codec(FixedCodec(), expert_actions, 3),
+        play_chunks(FixedCodec(horizon=6)),
+    ):
         world.reset(7)
         assert play(world, 7, world.max_steps) == (True, steps)
 
@@ -75,7 +80,7 @@ def test_by_chunks_the_expert_answers_to_where_the_codec_has_led(here):
     world = open_world("metaworld/reach", 0)
     codec = FixedCodec(horizon=4, gain=0.7)
     world.reset(5)
-    assert not play_codec(codec, 0)(world, 5, world.max_steps)[0]
+    assert not play_codec(codec, expert_actions, 0)(world, 5, world.max_steps)[0]
     world.reset(5)
     codec.seen.clear()
     solved, steps = play_chunks(codec)(world, 5, world.max_steps)
@@ -91,7 +96,11 @@ def test_by_chunks_the_expert_answers_to_where_the_codec_has_led(here):
 @needs_sim
 def test_steps_end_at_the_limit(here):
     world = open_world("metaworld/reach", 0)
-    for play in (play_raw(0), play_codec(FixedCodec(gain=0.0), 0), play_chunks(FixedCodec(horizon=4, gain=0.0))):
+    for play in (
+        play_raw(expert_actions, 0),
+        play_codec(FixedCodec(gain=0.0), expert_actions, 0),
+        play_chunks(FixedCodec(horizon=4, gain=0.0)),
+    ):
         world.reset(5)
         assert play(world, 5, 6) == (False, 6)
 
@@ -99,7 +108,7 @@ def test_steps_end_at_the_limit(here):
 @needs_sim
 def test_an_unknown_robot_is_an_error_not_a_failure(here):
     trial = Trial(task="metaworld/reach", number=0, controller=Controller.codec, film=None)
-    found = play_trial(trial, RULES, play_codec(open_unfitted_codec(), 0))
+    found = play_trial(trial, RULES, play_codec(open_unfitted_codec(), expert_actions, 0))
     assert found.outcome is Outcome.error
     assert "robot='metaworld_sawyer' was not fitted" in found.message
 
@@ -111,7 +120,7 @@ def test_a_hand_that_comes_late_is_waited_for(here):
     expert = expert_actions(world, world.max_steps)
     for linger, solved in ((0, False), (10, True)):
         world.reset(7)
-        found, steps = play_codec(FixedCodec(gain=0.8), linger)(world, 7, world.max_steps)
+        found, steps = play_codec(FixedCodec(gain=0.8), expert_actions, linger)(world, 7, world.max_steps)
         assert found is solved
         assert (steps > len(expert)) is solved
 
@@ -172,14 +181,24 @@ def test_a_replay_that_was_cut_short_goes_on(tmp_path, here):
     settings = replace(SETTINGS, output=str(tmp_path), tasks=["metaworld/reach"])
     replay(settings, open_exact_codec, kind="fixed", identity="exact")
     lines = (tmp_path / "episodes.jsonl").read_text().splitlines()
-    assert len(lines) == 1 + len(plan_trials(settings, settings.tasks)) == 7
-    changed = [line.replace('"success"', '"failure"') for line in lines[1:3]]
+    assert len(lines) == 1 + 2 * 3
+    raw = [line for line in lines if '"raw"' in line]
+    changed = [line.replace('"success"', '"failure"') for line in raw]
     (tmp_path / "episodes.jsonl").write_text("\n".join([lines[0], *changed, '{"controller": "ra']))
     replay(settings, open_exact_codec, kind="fixed", identity="exact")
     # The two that were done are not done again, though they are not what they would be now.
     assert json.loads((tmp_path / "summary.json").read_text())["raw_successes"] == 0
     replay(settings, open_exact_codec, kind="fixed", identity="another")
     assert json.loads((tmp_path / "summary.json").read_text())["raw_successes"] == 2
+
+
+@needs_sim
+def test_the_third_way_can_be_left_out(tmp_path, here):
+    settings = replace(SETTINGS, output=str(tmp_path), tasks=["metaworld/reach"], chunks=False)
+    replay(settings, open_exact_codec, kind="fixed", identity="exact")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["replay_success"], summary["chunks_success"]) == (1.0, None)
+    assert "By chunks" not in (tmp_path / "report.html").read_text()
 
 
 @needs_sim
