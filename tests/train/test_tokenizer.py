@@ -20,11 +20,13 @@ from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.tokenizer_run import TokenizerRun
 from flagscale_vla.data.actions import open_chunks
 from flagscale_vla.train import tokenizer as job
-from flagscale_vla.train.tokenizer_fit import draw_rows
+from flagscale_vla.train.tokenizer_fit import check_finite, draw_rows
+from flagscale_vla.train.tokenizer_fit import save as save_fit
 from flagscale_vla.train.tokenizer_metrics import read_fit_lines
-from flagscale_vla.train.tokenizer_saves import STATE
+from flagscale_vla.train.tokenizer_saves import STATE, state_digest
 from tests.data.test_index import array_bytes, rewrite, with_json
 from tests.samples import SAWYER, text_sample, write_shards
+from tests.train.fakes import FakeTopology
 from tests.train.tokenizers import frames, small_fit, write_action_shards
 
 
@@ -225,3 +227,42 @@ def test_the_chunks_of_a_step_are_a_function_of_seed_and_step() -> None:
     assert 0 <= rows.min() <= rows.max() < 1000
     for other in (draw_rows(0, 4, 64, 1000), draw_rows(1, 3, 64, 1000)):
         assert (other != rows).any()
+
+
+class Disagreeing(FakeTopology):
+    """A rank beside another whose state is a different one."""
+
+    world_size = 2
+
+    def all_reduce_sum(self, values: list[float]) -> list[float]:
+        return [2 * value + 1 for value in values]
+
+
+class OneTensor:
+    """A fitter's state."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"books": torch.ones(2)}
+
+
+def test_ranks_that_no_longer_agree_save_nothing(tmp_path: Path, shards: Path) -> None:
+    with pytest.raises(ValueError, match="step 3: the codec is no longer the same in every process"):
+        save_fit(small_fit(tmp_path, shards), 3, OneTensor(), "digest", Disagreeing())  # type: ignore[arg-type]
+    assert committed(tmp_path) == []
+
+
+def test_a_state_is_known_by_names_shapes_and_bits() -> None:
+    state = {"a": torch.zeros(2), "b": torch.ones(3)}
+    same = {"b": torch.ones(3), "a": torch.zeros(2)}
+    assert state_digest(state) == state_digest(same)
+    for other in (
+        {**state, "a": -torch.zeros(2)},
+        {**state, "a": torch.zeros(1, 2)},
+        {"c": state["a"], "b": state["b"]},
+    ):
+        assert state_digest(other) != state_digest(state)
+
+
+def test_a_loss_that_is_no_number_stops_the_fit() -> None:
+    with pytest.raises(ValueError, match=r"step 7: error is nan. Nothing of this step was saved; lower codec.lr"):
+        check_finite({"error": float("nan"), "commitment": 0.1}, 7)
