@@ -23,8 +23,11 @@ from flagscale_vla.data.chunks import Floats
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.records import Action
 from flagscale_vla.robots.embodiments import Embodiment
+from flagscale_vla.robots.statistics import RobotStatistics
 
 KEY = "action.tokenizer"
+MOST_SPANS = 10.0
+"""Actions whose range is wider than the fitted one by more than this are not in the same unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,31 @@ def with_layers(tokenizer: ActionTokenizer, layers: int) -> ActionTokenizer:
             f"action.layers={layers}: a {tokenizer.kind} tokenizer has no layers. This would pass: action.layers=0"
         )
     return tokenizer.with_layers(layers)
+
+
+def check_ranges(tokenizer: ActionTokenizer, statistics: Mapping[str, RobotStatistics]) -> None:
+    """Refuse actions that are not in the units of those the tokenizer was fitted on: codes would only clip them.
+
+    Args:
+        tokenizer: to be used on the robots.
+        statistics: of the robots' actions now.
+
+    Raises:
+        ConfigError: naming a robot and a dim whose 1st to 99th percentiles lie ten times as far apart.
+    """
+    for robot in sorted(statistics.keys() & tokenizer.statistics.keys()):
+        spans = zip(_spans(statistics[robot]), _spans(tokenizer.statistics[robot]), strict=True)
+        for name, (here, there) in zip(tokenizer.embodiments[robot].action, spans, strict=True):
+            if there > 0 and here > MOST_SPANS * there:
+                raise ConfigError(
+                    f"{KEY}: {name} of robot {robot!r} spans {here:.4g} in these shards, {there:.4g} where the action "
+                    "tokenizer was fitted. Is it in another unit? This would pass: one fitted on these shards"
+                )
+
+
+def _spans(statistics: RobotStatistics) -> list[float]:
+    """From the 1st to the 99th percentile of each action dim."""
+    return [high - low for low, high in zip(statistics.action.q01, statistics.action.q99, strict=True)]
 
 
 class ActionCodes:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from flagscale_vla.action.vocabulary import added_tokens
 from flagscale_vla.config.data import ActionConfig, DataConfig
-from flagscale_vla.data.codes import Tokenizers, open_action_tokenizer
+from flagscale_vla.data.codes import Tokenizers, check_ranges, open_action_tokenizer
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.index import Index, open_index
 from flagscale_vla.data.kept import find_shards, keep, kept_path
@@ -60,6 +60,8 @@ def open_train_data(data: DataConfig, action: ActionConfig, *, width: int, vocab
     )
     index = open_index(folder, "train", recipe, processes=data.workers)
     logger.info("%s: %d samples, %d tokens", folder, len(index), index.lengths.sum())
+    if codec is not None:
+        check_ranges(codec, index.statistics)
     return recipe.with_statistics(index.statistics), index
 
 
