@@ -45,22 +45,24 @@ def run(run: TokenizerRun) -> None:
         return
     begin = time.perf_counter()
     topology = Topology.start(run.parallel, choose_platform(run.platform))
-    if topology.is_writer:
-        data = open_data(run, writes=True)
-        replace_text(output / CONFIG, settings_yaml(run))
-    topology.barrier()
-    if not topology.is_writer:
-        data = open_data(run, writes=False)
+    data = find_data(run, topology)
     tokenizer, steps = fit(run, data, topology)
-    writes = topology.is_writer
     topology.stop()
     if steps < run.fit.steps:
         logger.warning("stopped at step %d of %d; the same command goes on from there", steps, run.fit.steps)
         sys.exit(STOPPED)
-    if writes:
+    if topology.is_writer:
         save(tokenizer, output / FOLDER)
-        found = find(run, data, tokenizer)
-        conclude(run, data, found, time.perf_counter() - begin)
+        conclude(run, data, find(run, data, tokenizer), time.perf_counter() - begin)
+
+
+def find_data(run: TokenizerRun, topology: Topology) -> FitData:
+    """The chunks of a run. The writer looks through the shards first; the others find what it has kept beside them."""
+    if topology.is_writer:
+        open_data(run, writes=True)
+        replace_text(Path(run.output) / CONFIG, settings_yaml(run))
+    topology.barrier()
+    return open_data(run, writes=False)
 
 
 def is_finished(output: Path) -> bool:
