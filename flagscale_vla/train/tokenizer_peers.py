@@ -17,7 +17,7 @@ from flagscale_vla.action.tokenizer import ActionTokenizer, Floats
 from flagscale_vla.action.units import Units
 from flagscale_vla.config.tokenizer_run import TokenizerKind, TokenizerRun
 from flagscale_vla.train.tokenizer_data import FitData
-from flagscale_vla.train.tokenizer_errors import Errors, measure
+from flagscale_vla.train.tokenizer_errors import Errors, RobotErrors, measure
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +50,14 @@ class Peer:
     mae: float
     entropy: float
     """bits per token"""
-    by_robot: Mapping[str, float]
-    """mean absolute error of each robot"""
+    by_robot: Mapping[str, Point]
+    """rate and error of each robot"""
     tokenizer: ActionTokenizer
     """where two settings take turns, the finer"""
     curve: Curve
 
 
-def point(label: str, errors: Errors) -> Point:
+def point(label: str, errors: Errors | RobotErrors) -> Point:
     """Where a setting stands in the plane of rate and distortion."""
     return Point(label=label, tokens=errors.tokens_per_chunk, mae=errors.mae)
 
@@ -65,6 +65,11 @@ def point(label: str, errors: Errors) -> Point:
 def mix(share: float, less: float, more: float) -> float:
     """The mean over chunks of which `share` has `more`."""
     return (1.0 - share) * less + share * more
+
+
+def mix_points(share: float, less: Point, more: Point) -> Point:
+    """The same of rate and error."""
+    return Point(label=less.label, tokens=mix(share, less.tokens, more.tokens), mae=mix(share, less.mae, more.mae))
 
 
 class Peers:
@@ -143,7 +148,7 @@ class Peers:
             tokens=errors.tokens_per_chunk,
             mae=errors.mae,
             entropy=errors.entropy,
-            by_robot={name: robot.mae for name, robot in errors.robots.items()},
+            by_robot={name: point(label, robot) for name, robot in errors.robots.items()},
             tokenizer=fitted,
             curve=curve,
         )
@@ -200,7 +205,8 @@ class Peers:
             mae=mix(share, less[2].mae, more[2].mae),
             entropy=mix(share, less[2].entropy, more[2].entropy),
             by_robot={
-                robot: mix(share, errors.mae, more[2].robots[robot].mae) for robot, errors in less[2].robots.items()
+                robot: mix_points(share, point(name, errors), point(name, more[2].robots[robot]))
+                for robot, errors in less[2].robots.items()
             },
             tokenizer=more[1],
             curve=self._beast_curve(name, most_degree, {points: less[2], points + 1: more[2]}),

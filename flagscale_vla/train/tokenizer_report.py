@@ -90,7 +90,8 @@ def _robot_figures(name: str, robot: RobotErrors, peers: Sequence[Peer]) -> dict
         "tokens_per_chunk": robot.tokens_per_chunk,
         "compression": robot.values / robot.tokens,
         "mae_normalized": robot.mae,
-        **{f"mae_{peer.name.lower()}_same_tokens": peer.by_robot[name] for peer in peers},
+        **{f"mae_{peer.name.lower()}_same_tokens": peer.by_robot[name].mae for peer in peers},
+        **{f"tokens_{peer.name.lower()}_same_tokens": peer.by_robot[name].tokens for peer in peers},
         **robot.real,
     }
 
@@ -133,7 +134,9 @@ def page_values(run: TokenizerRun, data: FitData, found: Findings, summary: Mapp
     """What the template shows."""
     lines = read_fit_lines(Path(run.output) / METRICS)
     by_robot = {name: robot.mae for name, robot in found.errors.robots.items()}
-    bars = {found.tokenizer.kind: by_robot} | {peer.name: peer.by_robot for peer in found.peers}
+    bars = {found.tokenizer.kind: by_robot} | {
+        peer.name: {name: at.mae for name, at in peer.by_robot.items()} for peer in found.peers
+    }
     return {
         "title": f"Action tokenizer {found.tokenizer.kind}",
         "horizon": run.horizon,
