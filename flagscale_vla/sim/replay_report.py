@@ -54,7 +54,7 @@ def report(folder: Path, figures: Mapping[str, Any], attempts: Sequence[Attempt]
         if attempt.outcome is Outcome.error
     ]
     rows = {name: [row_of(key, row) for key, row in figures[name].items()] for name in ("per_task", "per_simulator")}
-    values = {"figures": figures | row_of("all", figures), "rows": rows, "errors": errors, "bars": bars(figures)}
+    values = {"figures": {**figures, **row_of("all", figures)}, "rows": rows, "errors": errors, "bars": bars(figures)}
     return write_report(folder, "replay.html.j2", values)
 
 

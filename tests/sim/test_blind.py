@@ -14,7 +14,6 @@ from flagscale_vla.config.runs import RecordRun, Tier
 from flagscale_vla.data.index import open_index
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.data.recipe import Recipe
-from flagscale_vla.data.tokenizer import fit_tokenizer
 from flagscale_vla.records import Action, Image, Observation, State, Text
 from flagscale_vla.robots.embodiments import load_embodiments
 from flagscale_vla.sim import blocks, record
@@ -22,7 +21,7 @@ from flagscale_vla.sim.episodes import record_episode
 from flagscale_vla.sim.workers import close_world, open_world
 from flagscale_vla.sim.worlds import backend
 from flagscale_vla.sim.worlds.tasks import make_world
-from tests.samples import action_config, image_config
+from tests.samples import make_recipe
 from tests.sim.extras import needs_sim
 
 pytestmark = needs_sim
@@ -61,14 +60,15 @@ def blind(tmp_path_factory) -> Path:
 
 def recipe_of(folder: Path) -> Recipe:
     """A recipe for the robots of a folder."""
+    other = make_recipe(horizon=16)
     return Recipe(
-        tokenizer=fit_tokenizer(["close the drawer", "reach the red goal"], 300),
+        tokenizers=other.tokenizers,
         embodiments=load_embodiments(folder),
         statistics={},
-        image=image_config(),
-        action=action_config(horizon=16),
-        width=8,
-        system_prompt="You are a helpful physical assistant.",
+        image=other.image,
+        action=other.action,
+        width=other.width,
+        system_prompt=other.system_prompt,
     )
 
 
