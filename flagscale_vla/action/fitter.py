@@ -14,9 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from flagscale_vla.action.batch import Group, join_groups, turn
 from flagscale_vla.action.groups import kind_configs, kinds_of, slots
 from flagscale_vla.action.keys import SumRanks, content_keys, mix
-from flagscale_vla.action.kind_fitter import Group, KindFitter, Outcome, join_groups
+from flagscale_vla.action.kind_fitter import KindFitter, Outcome
 from flagscale_vla.action.omnisat import OmniSat
 from flagscale_vla.action.units import Units
 from flagscale_vla.config.data import Normalization
@@ -71,7 +72,7 @@ class Fitter:
             ValueError: no chunk has a group of some kind.
             ChunkError: a chunk is not its robot's.
         """
-        groups = self._groups(chunks, valid)
+        groups = self._groups(chunks, valid, 0)
         for kind, fitter in self.kinds.items():
             if not len(groups[kind].keys):
                 raise ValueError(f"there is no chunk with a group of kind {kind.value} to start its codebooks from")
@@ -103,7 +104,7 @@ class Fitter:
         Raises:
             ChunkError: a chunk is not its robot's.
         """
-        groups = self._groups(chunks, valid)
+        groups = self._groups(chunks, valid, step + 1)
         weights = torch.stack([torch.stack([g.weights.sum(), g.chunk_weights.sum()]) for g in groups.values()])
         self.sum_ranks(weights)
         totals = dict(zip(groups, weights, strict=True))
@@ -148,15 +149,16 @@ class Fitter:
         figures["codes_used"] = min(fitter.codes_used() for fitter in self.kinds.values())
         return figures
 
-    def _groups(self, chunks: Tensors, valid: Tensors) -> dict[Kind, Group]:
-        """The batch, one group for each kind."""
+    def _groups(self, chunks: Tensors, valid: Tensors, draw: int) -> dict[Kind, Group]:
+        """The batch, one group for each kind, some turned; `draw` tells one drawing of turns from another."""
         found: dict[Kind, list[Group]] = {kind: [self._empty(kind)] for kind in self.kinds}
         for robot, values in chunks.items():
             scaled = torch.from_numpy(self.units.normalize(robot, values.numpy()))
             keys = content_keys(values)
             for number, part in enumerate(parts_of(self.units.robot(robot))):
                 found[part.kind].append(self._group(robot, part, scaled, valid[robot], mix(keys, number)))
-        return {kind: join_groups(groups) for kind, groups in found.items()}
+        joined = {kind: join_groups(groups) for kind, groups in found.items()}
+        return {kind: turn(group, self.config.turned, self.seed, draw) for kind, group in joined.items()}
 
     def _group(self, robot: str, part: Part, scaled: Tensor, valid: Tensor, keys: Tensor) -> Group:
         values = slots(scaled, part)

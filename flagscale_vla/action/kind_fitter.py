@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flagscale_vla.action.adam import Adam
 from flagscale_vla.action.autoencoder import Autoencoder
+from flagscale_vla.action.batch import Group
 from flagscale_vla.action.groups import from_points, to_points
 from flagscale_vla.action.keys import SumRanks, mix, uniform
 from flagscale_vla.action.losses import distance, geodesic, pass_straight, pass_turned
 from flagscale_vla.action.quantizer import Averages, ResidualQuantizer
 from flagscale_vla.config.tokenizer import KindConfig, OmniSatConfig
 from flagscale_vla.robots.layout import Kind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """All groups of one kind in a batch: n of them, from every robot and arm."""
-
-    values: Tensor
-    """f32[n, H, w] scaled, zero in slots without a dim"""
-    weights: Tensor
-    """f32[n, H, w] of the loss; zero in slots without a dim"""
-    chunk_weights: Tensor
-    """f32[n] in codebooks"""
-    low: Tensor
-    """f32[n, H, w] least value seen in training, scaled"""
-    high: Tensor
-    """f32[n, H, w]"""
-    radians: Tensor
-    """f32[n, H, w] that one scaled unit is"""
-    shift: Tensor
-    """f32[n, H, w] radians where the scaled value is zero"""
-    keys: Tensor
-    """i64[n] of the chunks' bits"""
-
-
-def join_groups(groups: Iterable[Group]) -> Group:
-    """All of them as one; there must be one at least."""
-    parts = list(groups)
-    return Group(
-        **{field.name: torch.cat([part.__getattribute__(field.name) for part in parts]) for field in fields(Group)}
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from flagscale_vla.action.autoencoder import Autoencoder
 from flagscale_vla.action.groups import from_points, kind_configs, kinds_of, slots, to_points
 from flagscale_vla.action.quantizer import ResidualQuantizer
+from flagscale_vla.action.ranges import RangeGrammar
 from flagscale_vla.action.stored import WEIGHTS_FILE, Stored, write_stored
 from flagscale_vla.action.tokenizer import Codes, CodesError, Floats
 from flagscale_vla.action.units import Units
@@ -116,7 +117,7 @@ class OmniSat:
     def _encode(self, kind: Kind, filled: Tensor) -> Tensor:
         autoencoder, quantizer = self.coders[kind]
         points = to_points(filled, self._configs[kind], self.config.ridge)
-        return quantizer.encode(autoencoder.encode(points), self.layers(kind))
+        return quantizer.encode(autoencoder.encode(points), self.layers(kind), self.config.beam)
 
     def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
         """Chunks of strings of codes: see `ActionTokenizer`."""
@@ -174,56 +175,6 @@ class OmniSat:
         tensors = load(stored.files[WEIGHTS_FILE])
         coders = {kind: _read_coder(kind, config, tensors) for kind in kinds_of(stored.units.embodiments.values())}
         return OmniSat(config, coders, stored.units, layers)
-
-
-class RangeGrammar:
-    """A `Grammar`: at each place any code of one range.
-
-    Args:
-        lows: i64[K], the first code at each place.
-        sizes: i64[K], how many codes.
-    """
-
-    def __init__(self, lows: Codes, sizes: Codes) -> None:
-        self.lows, self.sizes = lows, sizes
-
-    @property
-    def longest(self) -> int:
-        """The one length."""
-        return len(self.lows)
-
-    def legal(self, prefix: Sequence[int]) -> Codes:
-        """The codes of the next place's range: see `Grammar`."""
-        if len(prefix) > self.longest:
-            raise CodesError(f"{len(prefix)} codes: a chunk has {self.longest}")
-        self._check(np.asarray(prefix, np.int64)[None])
-        if len(prefix) == self.longest:
-            return np.empty(0, np.int64)
-        low = self.lows[len(prefix)]
-        return np.arange(low, low + self.sizes[len(prefix)])
-
-    def stack(self, codes: Sequence[Codes]) -> Codes:
-        """Complete strings as one array, i64[N, K].
-
-        Raises:
-            CodesError: a string has another length, or a code that is not of its place.
-        """
-        for string in codes:
-            if np.shape(string) != (self.longest,) or not np.issubdtype(np.asarray(string).dtype, np.integer):
-                found = f"{np.asarray(string).dtype}{list(np.shape(string))}"
-                raise CodesError(f"a chunk has {self.longest} whole numbers as codes, not {found}")
-        rows = np.asarray(codes, np.int64).reshape(-1, self.longest)
-        self._check(rows)
-        return rows
-
-    def _check(self, rows: Codes) -> None:
-        places = rows.shape[1]
-        lows = self.lows[:places]
-        wrong = np.argwhere((rows < lows) | (rows >= lows + self.sizes[:places]))
-        if len(wrong):
-            row, place = wrong[0].tolist()
-            low, size = self.lows[place], self.sizes[place]
-            raise CodesError(f"code {rows[row, place]} at place {place} must lie in [{low}, {low + size})")
 
 
 def config_from_json(entries: Mapping[str, object]) -> OmniSatConfig:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flagscale_vla.action.keys import SumRanks, draw_rows, mix
 
-ROWS = 4096
+ROWS = 256
 """Rows compared with a codebook at once: the scores then stay in the processor's caches."""
 FRESH = 0.5
 """Weight that a code drawn anew begins with, as a share of the mean."""
@@ -44,17 +44,41 @@ class ResidualQuantizer:
         """L."""
         return len(self._books)
 
-    def encode(self, latents: Tensor, layers: int) -> Tensor:
-        """The nearest code of each of the first `layers` layers, i64[n, layers], of latents f32[n, d]."""
-        return torch.cat([self._encode(part, layers) for part in latents.split(ROWS)])
+    def encode(self, latents: Tensor, layers: int, beam: int = 1) -> Tensor:
+        """Codes of the first `layers` layers, i64[n, layers], of latents f32[n, d].
 
-    def _encode(self, latents: Tensor, layers: int) -> Tensor:
+        With `beam` 1 each layer takes its nearest code. With more, that many of the best beginnings are kept from layer
+        to layer, and what is nearest in the end wins.
+        """
+        if not len(latents):
+            return torch.zeros(0, layers, dtype=torch.int64)
+        if beam == 1:
+            return torch.cat([self._nearest(part, layers) for part in latents.split(ROWS)])
+        return torch.cat([self._search(part, layers, beam) for part in latents.split(ROWS // beam)])
+
+    def _nearest(self, latents: Tensor, layers: int) -> Tensor:
         rest, codes = latents.clone(), torch.empty(len(latents), layers, dtype=torch.int64)
         for layer in range(layers):
             scores = torch.addmm(self._halves[layer], rest, self._directions[layer])
             codes[:, layer] = scores.max(dim=1).indices
             rest -= self._books[layer].index_select(0, codes[:, layer])
         return codes
+
+    def _search(self, latents: Tensor, layers: int, beam: int) -> Tensor:
+        """Beam search. Scores are halves of what the squared distance has fallen by."""
+        count, size = len(latents), self._books.shape[1]
+        rest, gains = latents, latents.new_zeros(count, 1)
+        codes = torch.zeros(count, 0, dtype=torch.int64)
+        for layer in range(layers):
+            scores = torch.addmm(self._halves[layer], rest, self._directions[layer])
+            kept, best = _largest(scores, min(beam, size))
+            gains = (kept.view(count, -1, kept.shape[1]) + gains[..., None]).flatten(1)
+            gains, place = gains.topk(min(beam, gains.shape[1]), dim=1)
+            chosen = best.view(count, -1).gather(1, place).flatten()
+            owner = (place // kept.shape[1] + torch.arange(count)[:, None] * (len(rest) // count)).flatten()
+            rest = rest.index_select(0, owner) - self._books[layer].index_select(0, chosen)
+            codes = torch.cat([codes.index_select(0, owner), chosen[:, None]], dim=1)
+        return codes.view(count, -1, layers)[:, 0]
 
     def chosen(self, codes: Tensor) -> Tensor:
         """What each code stands for, f32[layers, n, d], of codes i64[n, layers] from the first layer on."""
@@ -66,6 +90,20 @@ class ResidualQuantizer:
         for layer in range(1, codes.shape[1]):
             total += self._books[layer].index_select(0, codes[:, layer])
         return total
+
+
+def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row of f32[n, K], descending, and their places; `scores` is spoilt.
+
+    For a few of many this is faster than `topk`.
+    """
+    values, places = [], []
+    for _ in range(count):
+        value, place = scores.max(dim=1, keepdim=True)
+        scores.scatter_(1, place, -torch.inf)
+        values.append(value)
+        places.append(place)
+    return torch.cat(values, dim=1), torch.cat(places, dim=1)
 
 
 class Averages:

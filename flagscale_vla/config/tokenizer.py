@@ -36,6 +36,8 @@ class OmniSatConfig:
     base: KindConfig
     ridge: float
     """weight of the control points' squares in a fit"""
+    beam: int
+    """beginnings of a string that encoding keeps from layer to layer; 1 takes each layer's nearest code"""
     shared_ids: bool
     """whether the layers of a kind share their ids, which keeps the alphabet small; else a code's id tells its layer"""
     steps: int
@@ -49,6 +51,9 @@ class OmniSatConfig:
     """weight of the squared way from an encoder's output to its code"""
     layer_dropout: float
     """share of chunks that are trained on a prefix of the layers"""
+    turned: float
+    """share of the positions and rotations trained on whose axes are swapped and turned round: movements that few
+    episodes show are then learnt from all"""
     rotation_trick: bool
     """whether gradients pass the quantiser turned and stretched (Fifty et al., 2024), or straight through"""
     geodesic: float
@@ -67,12 +72,12 @@ class OmniSatConfig:
     def __post_init__(self) -> None:
         for name, kind in self.kinds().items():
             _check_kind(name, kind)
-        for name in ("steps", "lr", "revive_every", "kmeans_rounds"):
+        for name in ("beam", "steps", "lr", "revive_every", "kmeans_rounds"):
             check_positive(f"codec.{name}", self.__getattribute__(name))
         for name in ("ridge", "warmup", "commitment", "geodesic"):
             value = self.__getattribute__(name)
             check(value >= 0, f"codec.{name}", value, "must not be negative", 0)
-        for name in ("layer_dropout", "padding_weight", "balance", "dead_share"):
+        for name in ("layer_dropout", "turned", "padding_weight", "balance", "dead_share"):
             check_share(f"codec.{name}", self.__getattribute__(name))
         check(0 < self.decay < 1, "codec.decay", self.decay, "must lie in (0, 1)", 0.99)
 

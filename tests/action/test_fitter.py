@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 
 import pytest
@@ -14,32 +14,12 @@ from torch import Tensor
 from flagscale_vla.action.fitter import Fitter
 from flagscale_vla.action.tokenizer import ChunkError
 from flagscale_vla.config.checks import ConfigError
-from flagscale_vla.config.tokenizer import KindConfig, OmniSatConfig
-from tests.action.chunks import HORIZON, ROBOTS, make_chunks, units
+from flagscale_vla.config.tokenizer import KindConfig
+from tests.action.chunks import HORIZON, ROBOTS, make_chunks
+from tests.action.codec import make_fitter, small
 from tests.helpers import run_ranks
 
 Batch = tuple[dict[str, Tensor], dict[str, Tensor]]
-
-
-def small(**changes: object) -> OmniSatConfig:
-    """A codec that is fitted in a second."""
-    smooth = KindConfig(points=8, degree=3, latent=8, hidden=16, layers=3, codes=16)
-    steps = KindConfig(points=16, degree=0, latent=4, hidden=16, layers=1, codes=8)
-    kinds = {"position": smooth, "rotation": smooth, "gripper": steps, "joints": smooth, "base": smooth}
-    fields: dict[str, object] = {
-        "ridge": 1e-6, "shared_ids": True, "steps": 60, "lr": 2e-3, "warmup": 5, "decay": 0.95, "commitment": 0.25,
-        "layer_dropout": 0.25, "rotation_trick": False, "geodesic": 0.0, "padding_weight": 0.05, "balance": 0.5,
-        "kmeans_rounds": 4, "dead_share": 0.05, "revive_every": 5,
-    }  # fmt: skip
-    return OmniSatConfig(**(kinds | fields | changes))  # type: ignore[arg-type]
-
-
-def nothing(_: Tensor) -> None:
-    """Adds up over one rank."""
-
-
-def make_fitter(config: OmniSatConfig, sum_ranks: Callable[[Tensor], None] = nothing) -> Fitter:
-    return Fitter(config, ROBOTS, units().statistics, HORIZON, 0, sum_ranks)
 
 
 def make_batch(seed: int, count: int = 24) -> Batch:
