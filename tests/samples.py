@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import torch
 from numpy.typing import NDArray
 
 from flagscale_vla.action.binning import Binning
 from flagscale_vla.action.fast import Fast, fit_fast
+from flagscale_vla.action.fitter import Fitter
+from flagscale_vla.action.omnisat import OmniSat
 from flagscale_vla.action.tokenizer import ActionTokenizer
 from flagscale_vla.action.units import Units
 from flagscale_vla.action.vocabulary import added_tokens
@@ -23,6 +27,7 @@ from flagscale_vla.data.tokenizer import fit_tokenizer
 from flagscale_vla.records import Action, Image, PackedBatch, RawSample, Segment, State, Text
 from flagscale_vla.robots.embodiments import Embodiment, save_embodiments
 from flagscale_vla.robots.statistics import RobotStatistics, Statistics
+from tests.action.codec import small
 
 SAWYER = Embodiment(
     name="sawyer",
@@ -159,15 +164,32 @@ def binning(bins: int = 16) -> Binning:
     return Binning(bins=bins, units=units())
 
 
-def fast() -> Fast:
-    """Codes whose number differs from chunk to chunk."""
+def chunks() -> dict[str, NDArray[np.float32]]:
+    """Chunks of 8 steps f32[40, 8, A0] of both robots."""
     raws = [robot_sample(seed, robot) for seed in range(40) for robot in (SAWYER, PANDA)]
     actions = [segment for raw in raws for segment in raw.segments if isinstance(segment, Action)]
-    chunks = {
+    return {
         robot.name: np.stack([action.values[:8] for action in actions if action.robot == robot.name])
         for robot in (SAWYER, PANDA)
     }
-    return fit_fast(chunks, units(), scale=2.0, vocab_size=300)
+
+
+def fast() -> Fast:
+    """Codes whose number differs from chunk to chunk."""
+    return fit_fast(chunks(), units(), scale=2.0, vocab_size=300)
+
+
+@cache
+def omnisat() -> OmniSat:
+    """Codes in layers, fitted for a few steps: what they decode to is far from what was encoded."""
+    values = {robot: torch.from_numpy(part) for robot, part in chunks().items()}
+    valid = {robot: torch.ones(part.shape[:2], dtype=torch.bool) for robot, part in values.items()}
+    known = units()
+    fitter = Fitter(small(steps=3), known.embodiments, known.statistics, 8, 0, lambda _: None)
+    fitter.begin(values, valid)
+    for step in range(3):
+        fitter.step(values, valid, step)
+    return fitter.tokenizer()
 
 
 def make_recipe(
