@@ -173,6 +173,9 @@ def keep_chunks(path: Path, folder: Path, split: str, embodiments: Mapping[str, 
         partial.rename(path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if path.is_dir():
+            # Another job has found the same at the same time.
+            return
         rule = "what is found in shards is kept beside them, so their folder must be writable once"
         raise ValueError(f"{path} cannot be written ({error}): {rule}") from error
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from flagscale_vla.data import actions as actions_module
-from flagscale_vla.data.actions import Chunks, open_chunks
+from flagscale_vla.data.actions import Chunks, keep_chunks, open_chunks
 from flagscale_vla.data.index import build_index
 from flagscale_vla.records import Action, RawSample
+from flagscale_vla.robots.embodiments import load_embodiments
 from flagscale_vla.robots.statistics import hash_rank
 from tests.data.test_index import array_bytes, rewrite, with_json
 from tests.samples import (
@@ -163,3 +164,12 @@ def test_a_pass_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
     again = open_chunks(tmp_path, "train", HORIZON)
     assert len(again) == 3
     assert json.loads((kept / "chunks.json").read_text())["num_samples"] == 3
+
+
+def test_two_jobs_may_find_the_same_at_once(tmp_path: Path) -> None:
+    write_shards(tmp_path, RAWS[:3])
+    first = open_chunks(tmp_path, "train", HORIZON)
+    (kept,) = (tmp_path / ".index").glob("*.chunks")
+    keep_chunks(kept, tmp_path, "train", load_embodiments(tmp_path), HORIZON)
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    assert open_chunks(tmp_path, "train", HORIZON).digest() == first.digest()
