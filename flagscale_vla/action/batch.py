@@ -34,6 +34,8 @@ class Group:
     """f32[n, H, w] radians where the scaled value is zero"""
     keys: Tensor
     """i64[n] of the chunks' bits"""
+    plain: Tensor
+    """bool[n], false where `turn` has turned it"""
 
 
 def join_groups(groups: Iterable[Group]) -> Group:
@@ -57,7 +59,7 @@ def turn(group: Group, share: float, seed: int, draw: int) -> Group:
     signs = torch.stack([(uniform(mix(keys, 1 + axis)) < 0.5).to(torch.float32) * 2 - 1 for axis in range(AXES)], dim=1)
     kept = uniform(mix(keys, 1 + AXES)) >= share
     order[kept], signs[kept] = torch.arange(AXES), 1.0
-    return _turned(group, order, signs[:, None])
+    return _turned(replace(group, plain=kept), order, signs[:, None])
 
 
 def _turned(group: Group, order: Tensor, signs: Tensor) -> Group:

@@ -171,6 +171,7 @@ class Fitter:
             weights=weight * steps * ones,
             chunk_weights=torch.full((len(values),), weight),
             keys=keys,
+            plain=torch.ones(len(values), dtype=torch.bool),
             **bounds,
         )
 
@@ -205,6 +206,7 @@ class Fitter:
             radians=none,
             shift=none,
             keys=row.to(torch.int64),
+            plain=row.to(torch.bool),
         )
 
     def state(self) -> dict[str, Tensor]:

@@ -24,11 +24,11 @@ class Outcome:
 
     gradients: dict[str, Tensor]
     added: Tensor
-    """f32[L, K, d + 1], see `Averages.tally`"""
+    """f32[L, K, d + 2], see `Averages.tally`"""
     figures: Tensor
     """f32[2]: the error and the commitment"""
     latents: Tensor
-    """f32[n, d]: this rank's own, as `chosen` and `keys`, for the drawing of codes"""
+    """f32[n, d] of this rank's plain chunks, as `chosen` and `keys`, for the drawing of codes"""
     chosen: Tensor
     keys: Tensor
 
@@ -74,14 +74,19 @@ class KindFitter:
             chosen = self.quantizer.chosen(codes)
             keys = mix(group.keys, seed, step)
             prefix = self._prefix(chosen, keys)
-            added = self.averages.tally(latents, codes, chosen, group.chunk_weights)
+            added = self.averages.tally(latents, codes, chosen, group.chunk_weights, group.plain)
         error = self._error(group, latents, prefix) / weight
         away = (latents - chosen.sum(dim=0)).square().mean(dim=1)
         commitment = (away * group.chunk_weights).sum() / chunk_weight
         gradients = self._gradients(error + self.config.commitment * commitment)
         figures = torch.stack([error, commitment]).detach()
         return Outcome(
-            gradients=gradients, added=added, figures=figures, latents=latents.detach(), chosen=chosen, keys=keys
+            gradients=gradients,
+            added=added,
+            figures=figures,
+            latents=latents.detach()[group.plain],
+            chosen=chosen[:, group.plain],
+            keys=keys[group.plain],
         )
 
     def _prefix(self, chosen: Tensor, keys: Tensor) -> Tensor:
@@ -119,13 +124,17 @@ class KindFitter:
 
     def codes_used(self) -> float:
         """The least share, over layers, of codes that are not too rare."""
-        counts = self.averages.counts
-        alive = counts >= self.config.dead_share * counts.mean(dim=1, keepdim=True)
+        alive = ~self.averages.dead(self.config.dead_share)
         return float(alive.to(torch.float32).mean(dim=1).min())
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a step reads or changes; not copied."""
-        own = {"books": self.quantizer.books, "counts": self.averages.counts, "sums": self.averages.sums}
+        own = {
+            "books": self.quantizer.books,
+            "counts": self.averages.counts,
+            "plain": self.averages.plain,
+            "sums": self.averages.sums,
+        }
         weights = {f"weights.{name}": value.detach() for name, value in self.autoencoder.named_parameters()}
         return own | weights | self.adam.state()
 

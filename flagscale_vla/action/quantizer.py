@@ -107,12 +107,16 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 class Averages:
-    """The moving averages behind codebooks: how often each code is chosen, f32[L, K], and the sum of what for."""
+    """The moving averages behind codebooks: how often each code is chosen, f32[L, K], and the sum of what for.
+
+    How often by chunks as they are, not turned, is counted apart: a code that no such chunk has is dead too.
+    """
 
     def __init__(self, quantizer: ResidualQuantizer, decay: float) -> None:
         self.quantizer, self.decay = quantizer, decay
         self.counts = torch.zeros(quantizer.books.shape[:2])
         self.sums = torch.zeros_like(quantizer.books)
+        self.plain = torch.zeros_like(self.counts)
 
     def begin(self, latents: Tensor, weights: Tensor, *, rounds: int, seed: int) -> None:
         """Start every layer by k-means on what the layers before it leave of f32[n, d]."""
@@ -122,31 +126,34 @@ class Averages:
             books[layer], count = kmeans(rest, weights, books.shape[1], rounds, generator)
             counts.append(count / weights.sum())
             rest -= books[layer][nearest(rest, books[layer])]
-        self.counts = torch.stack(counts)
+        self.counts, self.plain = torch.stack(counts), torch.stack(counts)
         self.sums = books * self.counts[..., None]
         self.quantizer.books = books
 
-    def tally(self, latents: Tensor, codes: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """What a batch adds, f32[L, K, d + 1]: the weighted sum of what each code was chosen for, and the weights.
+    def tally(self, latents: Tensor, codes: Tensor, chosen: Tensor, weights: Tensor, plain: Tensor) -> Tensor:
+        """What a batch adds, f32[L, K, d + 2]: the weighted sum of what each code was chosen for, and the weights, of
+        all and of the plain.
 
         Args:
             latents: f32[n, d].
             codes: i64[n, L].
             chosen: what the codes stand for, f32[L, n, d].
             weights: f32[n].
+            plain: bool[n], false for chunks that are turned.
         """
         layers, size, width = self.sums.shape
-        added = torch.zeros(layers, size, width + 1)
+        added = torch.zeros(layers, size, width + 2)
         for layer, rest in enumerate(rests(latents, chosen)):
-            rows = torch.cat([rest, rest.new_ones(len(rest), 1)], dim=1) * weights[:, None]
+            rows = torch.cat([rest, torch.ones(len(rest), 1), plain[:, None]], dim=1) * weights[:, None]
             added[layer].index_add_(0, codes[:, layer], rows)
         return added
 
     def update(self, added: Tensor, weight: Tensor) -> None:
         """Move on by what `tally` gave, summed over ranks, with `weight` the sum of all chunks' weights."""
         added = added / weight.clamp(min=1e-12)
-        self.sums.lerp_(added[..., :-1], 1 - self.decay)
-        self.counts.lerp_(added[..., -1], 1 - self.decay)
+        self.sums.lerp_(added[..., :-2], 1 - self.decay)
+        self.counts.lerp_(added[..., -2], 1 - self.decay)
+        self.plain.lerp_(added[..., -1], 1 - self.decay)
         self._set_books()
 
     def _set_books(self) -> None:
@@ -154,27 +161,34 @@ class Averages:
         # A code that is hardly ever chosen stays where it is until it is drawn anew.
         self.quantizer.books = torch.where(counts > 1e-8, self.sums / counts.clamp(min=1e-8), self.quantizer.books)
 
+    def dead(self, share: float) -> Tensor:
+        """Codes chosen less often than `share` of the mean, by all chunks or by the plain, bool[L, K]."""
+        return (self.counts < share * self.counts.mean(dim=1, keepdim=True)) | (
+            self.plain < share * self.plain.mean(dim=1, keepdim=True)
+        )
+
     def revive(self, latents: Tensor, chosen: Tensor, keys: Tensor, dead_share: float, sum_ranks: SumRanks) -> int:
-        """Draw codes anew, out of this batch, that are chosen less often than `dead_share` of the mean.
+        """Draw dead codes anew, out of a batch.
 
         Args:
-            latents: f32[n, d].
+            latents: f32[n, d], of plain chunks.
             chosen: f32[L, n, d].
             keys: i64[n], mixed for this step.
-            dead_share: in [0, 1].
+            dead_share: see `dead`.
             sum_ranks: adds up over ranks.
 
         Returns:
-            How many codes were too rare.
+            How many codes were dead.
         """
-        mean = self.counts.mean(dim=1, keepdim=True)
-        dead = self.counts < dead_share * mean
+        mean, dead = self.counts.mean(dim=1), self.dead(dead_share)
+        plain = self.plain.mean(dim=1)
         for layer, rest in enumerate(rests(latents, chosen)):
             places = dead[layer].nonzero()[:, 0]
             if not len(places):
                 continue
             rows, found = draw_rows(rest, mix(keys, layer), len(places), sum_ranks)
             self.counts[layer, places[found]] = FRESH * mean[layer]
+            self.plain[layer, places[found]] = FRESH * plain[layer]
             self.sums[layer, places[found]] = FRESH * mean[layer] * rows[found]
         self._set_books()
         return int(dead.sum())

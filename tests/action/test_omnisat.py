@@ -182,6 +182,7 @@ def test_turned_groups_keep_their_ranges() -> None:
     group = Group(
         values=values, weights=ones, chunk_weights=torch.ones(200), low=low.expand_as(values),
         high=high.expand_as(values), radians=ones, shift=0 * ones, keys=keys,
+        plain=keys >= 0,
     )  # fmt: skip
     turned = turn(group, 0.5, 0, 0)
     assert (turned.values >= turned.low).all()
@@ -189,4 +190,5 @@ def test_turned_groups_keep_their_ranges() -> None:
     torch.testing.assert_close(turned.values.square().sum(dim=2), values.square().sum(dim=2))
     same = (turned.values == values).flatten(1).all(dim=1).to(torch.float32).mean()
     assert 0.4 < same < 0.65
+    torch.testing.assert_close(turned.values[turned.plain], values[turned.plain])
     assert turn(group, 0.0, 0, 0) is group

@@ -87,7 +87,7 @@ def test_averages_move_to_what_is_chosen() -> None:
     averages.begin(latents, torch.ones(400), rounds=2, seed=0)
     for _ in range(200):
         codes = quantizer.encode(latents, 1)
-        added = averages.tally(latents, codes, quantizer.chosen(codes), torch.ones(400))
+        added = averages.tally(latents, codes, quantizer.chosen(codes), torch.ones(400), torch.ones(400) > 0)
         averages.update(added, torch.tensor(400.0))
     codes = quantizer.encode(latents, 1)[:, 0]
     for code in range(4):
@@ -95,11 +95,14 @@ def test_averages_move_to_what_is_chosen() -> None:
     torch.testing.assert_close(averages.counts.sum(), torch.tensor(1.0))
 
 
-def test_dead_codes_are_drawn_from_what_is_left() -> None:
+@pytest.mark.parametrize("chosen_by_turned", [False, True])
+def test_dead_codes_are_drawn_from_what_is_left(chosen_by_turned: bool) -> None:
     quantizer, latents = make_quantizer(layers=2, codes=8), rows(300)
     averages = Averages(quantizer, decay=0.9)
     averages.begin(latents, torch.ones(300), rounds=3, seed=0)
-    averages.counts[1, 3] = averages.sums[1, 3] = 0.0
+    averages.plain[1, 3] = 0.0
+    if not chosen_by_turned:
+        averages.counts[1, 3] = averages.sums[1, 3] = 0.0
     quantizer.books[1, 3] = 1e3
     codes = quantizer.encode(latents, 2)
     chosen = quantizer.chosen(codes)
@@ -113,7 +116,7 @@ def test_dead_codes_are_drawn_from_what_is_left() -> None:
 def test_a_code_never_chosen_stays_where_it_is() -> None:
     quantizer = make_quantizer(layers=1, codes=4)
     averages, before = Averages(quantizer, decay=0.9), quantizer.books.clone()
-    averages.update(torch.zeros(1, 4, 7), torch.tensor(0.0))
+    averages.update(torch.zeros(1, 4, 8), torch.tensor(0.0))
     torch.testing.assert_close(quantizer.books, before)
 
 
