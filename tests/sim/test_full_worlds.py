@@ -49,6 +49,22 @@ def test_an_episode_follows_from_its_seed_alone(world):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["robosuite/Lift/UR5e"])
+def test_an_episode_is_the_same_in_every_process(task):
+    """A process is imitated by a generator that stands elsewhere when the world is made."""
+    episodes = []
+    for start in (1, 2):
+        np.random.seed(start)
+        world = make_world(task, 0)
+        actions, _, _ = run_expert(world, 3)
+        episodes.append((actions, world.env.sim.model._model.geom_size.copy()))
+        world.close()
+    (first, sizes), (second, other_sizes) = episodes
+    np.testing.assert_array_equal(sizes, other_sizes)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.slow
 def test_observation_matches_the_embodiment(world):
     world.reset(0)
     seen = world.observe()

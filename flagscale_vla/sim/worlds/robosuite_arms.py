@@ -13,7 +13,7 @@ import robosuite  # noqa: E402
 from robosuite import load_controller_config  # noqa: E402
 
 from flagscale_vla.sim.worlds.arm import yawed  # noqa: E402
-from flagscale_vla.sim.worlds.arm_world import ArmWorld, arm_embodiment  # noqa: E402
+from flagscale_vla.sim.worlds.arm_world import ArmWorld, arm_embodiment, numpy_seed  # noqa: E402
 from flagscale_vla.sim.worlds.cameras import View  # noqa: E402
 from flagscale_vla.sim.worlds.waypoints import WaypointExpert, pick_up, put_down, up  # noqa: E402
 from flagscale_vla.sim.worlds.world import CONTROL_HZ  # noqa: E402
@@ -44,17 +44,19 @@ class Robosuite(ArmWorld):
 
     def __init__(self, task: str, image_pixels: int) -> None:
         _, self._name, robot = task.split("/")
-        env = robosuite.make(
-            self._name,
-            robots=robot,
-            controller_configs=load_controller_config(default_controller="OSC_POSE"),
-            has_renderer=False,
-            has_offscreen_renderer=False,
-            use_camera_obs=False,
-            control_freq=CONTROL_HZ,
-            hard_reset=False,
-            ignore_done=True,
-        )
+        # Lift draws the cube's sides when its model is made, once for all episodes.
+        with numpy_seed(0):
+            env = robosuite.make(
+                self._name,
+                robots=robot,
+                controller_configs=load_controller_config(default_controller="OSC_POSE"),
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                use_camera_obs=False,
+                control_freq=CONTROL_HZ,
+                hard_reset=False,
+                ignore_done=True,
+            )
         super().__init__(
             task,
             env=env,
