@@ -12,10 +12,13 @@ from flagscale_vla.action.autoencoder import Autoencoder
 from flagscale_vla.action.batch import Group
 from flagscale_vla.action.groups import from_points, to_points
 from flagscale_vla.action.keys import SumRanks, mix, uniform
-from flagscale_vla.action.losses import distance, geodesic, pass_straight, pass_turned
+from flagscale_vla.action.losses import distance, drift, geodesic, pass_straight, pass_turned
 from flagscale_vla.action.quantizer import Averages, ResidualQuantizer
 from flagscale_vla.config.tokenizer import KindConfig, OmniSatConfig
 from flagscale_vla.robots.layout import Kind
+
+STEPPED = (Kind.position, Kind.rotation)
+"""Kinds whose actions are steps, which add up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,9 @@ class KindFitter:
         points = self.autoencoder.decode(through(latents, quantized))
         decoded = from_points(points, self.entry, group.values.shape[1])
         error = (distance(decoded, group.values, group.low, group.high) * group.weights).sum()
+        if self.config.drift and self.kind in STEPPED:
+            astray = drift(decoded, group.values, group.low, group.high)
+            error = error + self.config.drift * (astray * group.weights).sum()
         if self.config.geodesic and self.kind is Kind.rotation:
             turned, wanted = (values * group.radians + group.shift for values in (decoded, group.values))
             # In scaled units, as the error beside it.

@@ -20,6 +20,15 @@ def distance(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tens
     return torch.where(past, torch.zeros_like(error), error.abs())
 
 
+def drift(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The size of the running sum of errors f32[n, H, w], per step: how far one has been led astray by then.
+
+    Actions that are steps add up, so an error that keeps its sign costs more than one that comes and goes.
+    """
+    away = torch.minimum(torch.maximum(decoded, low), high) - wanted
+    return away.cumsum(dim=1).abs() / away.shape[1]
+
+
 def geodesic(first: Tensor, second: Tensor) -> Tensor:
     """The angle of the rotation from one to the other, f32[...] in [0, pi] radians, of rotation vectors f32[..., 3].
 

@@ -31,4 +31,7 @@ def load_action_tokenizer(folder: Path) -> ActionTokenizer:
     if stored.kind not in READERS:
         rule = f"must be one of {sorted(READERS)}"
         raise ValueError(f"{folder / ACTION_TOKENIZER_FILE} has kind={stored.kind!r}: {rule}")
-    return READERS[stored.kind](stored)
+    try:
+        return READERS[stored.kind](stored)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / ACTION_TOKENIZER_FILE} is another version's or not whole: {error!r}") from error

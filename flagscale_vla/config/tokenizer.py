@@ -58,6 +58,8 @@ class OmniSatConfig:
     """whether gradients pass the quantiser turned and stretched (Fifty et al., 2024), or straight through"""
     geodesic: float
     """weight of the angle between a rotation and what it comes back as, beside the error of its numbers"""
+    drift: float
+    """weight of the running sum of errors of positions and rotations, per step, beside the errors themselves"""
     padding_weight: float
     """weight of the steps that repeat an episode's last action"""
     balance: float
@@ -74,7 +76,7 @@ class OmniSatConfig:
             _check_kind(name, kind)
         for name in ("beam", "steps", "lr", "revive_every", "kmeans_rounds"):
             check_positive(f"codec.{name}", self.__getattribute__(name))
-        for name in ("ridge", "warmup", "commitment", "geodesic"):
+        for name in ("ridge", "warmup", "commitment", "geodesic", "drift"):
             value = self.__getattribute__(name)
             check(value >= 0, f"codec.{name}", value, "must not be negative", 0)
         for name in ("layer_dropout", "turned", "padding_weight", "balance", "dead_share"):

@@ -25,7 +25,8 @@ def small(**changes: object) -> OmniSatConfig:
         "ridge": 1e-6,
         "beam": 2,
         "turned": 0.5, "shared_ids": True, "steps": 60, "lr": 2e-3, "warmup": 5, "decay": 0.95, "commitment": 0.25,
-        "layer_dropout": 0.25, "rotation_trick": False, "geodesic": 0.0, "padding_weight": 0.05, "balance": 0.5,
+        "layer_dropout": 0.25, "rotation_trick": False, "geodesic": 0.0,
+        "drift": 0.0, "padding_weight": 0.05, "balance": 0.5,
         "kmeans_rounds": 4, "dead_share": 0.05, "revive_every": 5,
     }  # fmt: skip
     return OmniSatConfig(**(kinds | fields | changes))  # type: ignore[arg-type]

@@ -51,7 +51,9 @@ def test_error_falls() -> None:
     assert figures[-1]["codes_used"] > 0.8
 
 
-@pytest.mark.parametrize("changes", [{"rotation_trick": True}, {"geodesic": 0.5}, {"layer_dropout": 1.0}])
+@pytest.mark.parametrize(
+    "changes", [{"rotation_trick": True}, {"geodesic": 0.5}, {"drift": 1.0}, {"layer_dropout": 1.0}]
+)
 def test_options_learn_too(changes: dict[str, object]) -> None:
     fitter = make_fitter(small(**changes))
     fitter.begin(*make_batch(0, 200))

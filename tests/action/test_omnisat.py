@@ -11,7 +11,7 @@ import torch
 
 from flagscale_vla.action.batch import Group, turn
 from flagscale_vla.action.groups import fitting, from_points, to_points
-from flagscale_vla.action.losses import distance, geodesic, pass_straight, pass_turned
+from flagscale_vla.action.losses import distance, drift, geodesic, pass_straight, pass_turned
 from flagscale_vla.action.omnisat import OmniSat
 from flagscale_vla.action.store import load_action_tokenizer
 from flagscale_vla.action.tokenizer import CodesError
@@ -150,6 +150,13 @@ def test_what_lies_past_the_range_is_right_where_the_wanted_value_ends_it() -> N
     torch.testing.assert_close(errors, torch.tensor([0.0, 0.1, 1.2, 0.0]))
     errors.sum().backward()
     torch.testing.assert_close(decoded.grad, torch.tensor([0.0, -1.0, 1.0, 0.0]))
+
+
+def test_drift_is_the_running_sum_of_errors() -> None:
+    wanted = torch.zeros(2, 4, 1)
+    decoded = torch.tensor([[0.4, 0.4, 0.4, 0.4], [0.4, -0.4, 0.4, -0.4]])[..., None]
+    astray = drift(decoded, wanted, wanted - 1, wanted + 1)[..., 0]
+    torch.testing.assert_close(astray, torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.0, 0.1, 0.0]]))
 
 
 def test_geodesic_is_the_angle_between_rotations() -> None:

@@ -97,6 +97,15 @@ def test_another_version_or_kind_is_refused(tmp_path: Path) -> None:
         load_action_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["beast", "binning", "omnisat"])
+def test_settings_of_another_version_are_told(kind: str, tmp_path: Path) -> None:
+    """FAST's are in its public files, which their digests guard."""
+    KINDS[kind](training_chunks(), units()).save(tmp_path)
+    change(tmp_path, resigned=True, config={})
+    with pytest.raises(ValueError, match=r"action_tokenizer\.json is another version's or not whole: "):
+        load_action_tokenizer(tmp_path)
+
+
 def test_statistics_of_another_robot_are_refused(tokenizer: ActionTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     statistics = json.loads((tmp_path / ACTION_TOKENIZER_FILE).read_text())["statistics"]
