@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from megatron.core import parallel_state
 from torch import distributed
 
 from flagscale_vla.config.checkpoints import checkpoint_folder, committed, latest
@@ -31,16 +29,6 @@ STEADY = ("optim.warmup_steps=0", "optim.final_share=1.0", "global_packs=2", "ch
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_small_shards(tmp_path_factory.mktemp("shards"))
-
-
-@pytest.fixture(autouse=True)
-def process_group() -> Iterator[None]:
-    """A test that ends in an error leaves no process group to the next one."""
-    torch.set_num_threads(1)
-    yield
-    if distributed.is_initialized():
-        parallel_state.destroy_model_parallel()
-        distributed.destroy_process_group()
 
 
 def test_two_steps_then_two_more_equal_four_unbroken_bit_for_bit(tmp_path: Path, shards: str) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from megatron.core import parallel_state
-from torch import distributed
 
 from flagscale_vla.config.checkpoint_files import DamagedError, file_digests, read_metadata, write_metadata
 from flagscale_vla.config.checkpoints import METADATA, WEIGHTS, checkpoint_folder, latest
@@ -26,16 +23,6 @@ STILL = [f"optim.{part}.lr=1e-12" for part in ("vision", "merger", "language", "
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_small_shards(tmp_path_factory.mktemp("shards"))
-
-
-@pytest.fixture(autouse=True)
-def process_group() -> Iterator[None]:
-    """A test that ends in an error leaves no process group to the next one."""
-    torch.set_num_threads(1)
-    yield
-    if distributed.is_initialized():
-        parallel_state.destroy_model_parallel()
-        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

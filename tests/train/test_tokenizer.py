@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +32,6 @@ from tests.train.tokenizers import frames, small_fit, write_action_shards
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_action_shards(tmp_path_factory.mktemp("shards"))
-
-
-@pytest.fixture(autouse=True)
-def process_group() -> Iterator[None]:
-    """A test that ends in an error leaves no process group to the next one."""
-    torch.set_num_threads(1)
-    yield
-    if distributed.is_initialized():
-        parallel_state.destroy_model_parallel()
-        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
