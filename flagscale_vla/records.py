@@ -34,6 +34,15 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Video:
+    """Frames of a film in order, each still encoded (JPEG or PNG bytes), already sampled at `fps` frames a second."""
+
+    name: str
+    frames: tuple[bytes, ...]
+    fps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """The robot's own state, f32[A0], in its own units."""
 
@@ -50,7 +59,7 @@ class Action:
     robot: str
 
 
-Segment = Text | Image | State | Action
+Segment = Text | Image | Video | State | Action
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagscale_vla.data.faults import BadSampleError
-from flagscale_vla.data.shards import SCHEMA_VERSION
+from flagscale_vla.data.shards import MOST_FPS, READ_VERSIONS
 from flagscale_vla.data.tar import LAST_MEMBER, BrokenTarError, Buffer, Group, group_members, walk_tar
-from flagscale_vla.records import Action, Image, RawSample, Segment, State, Text
+from flagscale_vla.records import Action, Image, RawSample, Segment, State, Text, Video
 
 NPY_LENGTH = slice(8, 10)
 """Where a `.npy` file of version 1.0 says how long its header is (numpy.lib.format)."""
@@ -24,6 +24,7 @@ NPY_HEADER = re.compile(
     re.DOTALL,
 )
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+STRUCTURE = ("schema_version", "segments")
 
 
 def read_sample(shard: Path, start: int, size: int) -> RawSample:
@@ -51,6 +52,16 @@ def parse_sample(shard: str, group: Group, buffer: Buffer) -> RawSample:
         BadSampleError: a member is missing or is not what the sample's JSON says it is.
     """
     return _Parser(f"{shard}/{group.key}", group, buffer).parse()
+
+
+def parse_meta(shard: str, group: Group, buffer: Buffer) -> dict[str, Any]:
+    """What a sample's JSON keeps besides its segments: task, episode, frame and so on.
+
+    Raises:
+        BadSampleError: it is missing or no JSON of this schema.
+    """
+    header = _Parser(f"{shard}/{group.key}", group, buffer).header()
+    return {name: value for name, value in header.items() if name not in STRUCTURE}
 
 
 def load_array(content: bytes) -> NDArray[Any]:
@@ -87,6 +98,12 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def is_film(names: Sequence[Any], fps: float) -> bool:
+    """Whether these can be the members and the frames per second of a film."""
+    pictures = all(isinstance(name, str) and name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+    return bool(names) and pictures and not isinstance(fps, bool) and 0 < fps <= MOST_FPS
+
+
 class _Parser:
     """Turns one group of members into segments."""
 
@@ -94,21 +111,22 @@ class _Parser:
         self.key, self.group, self.buffer = key, group, buffer
 
     def parse(self) -> RawSample:
-        header = self._header()
+        header = self.header()
         entries = header.get("segments")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise self._bad(LAST_MEMBER, "has no list of `segments`")
         return RawSample(key=self.key, segments=tuple(self._segment(entry, header) for entry in entries))
 
-    def _header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, Any]:
         try:
             header = json.loads(self._content(LAST_MEMBER))
         except BadSampleError:
             raise
         except (ValueError, RecursionError) as error:
             raise self._bad(LAST_MEMBER, f"is not JSON ({error})") from error
-        if not isinstance(header, dict) or header.get("schema_version") != SCHEMA_VERSION:
-            raise self._bad(LAST_MEMBER, f"must be an object with schema_version {SCHEMA_VERSION}")
+        if not isinstance(header, dict) or header.get("schema_version") not in READ_VERSIONS:
+            known = " or ".join(map(str, READ_VERSIONS))
+            raise self._bad(LAST_MEMBER, f"must be an object with schema_version {known}")
         return header
 
     def _segment(self, entry: Mapping[str, Any], header: Mapping[str, Any]) -> Segment:
@@ -119,6 +137,9 @@ class _Parser:
                 return Text(text=text, supervised=supervised)
             case {"image": str(name)} if name.lower().endswith(IMAGE_SUFFIXES):
                 return Image(name=name.rpartition(".")[0], encoded=self._content(name))
+            case {"video": [*names], "fps": int(fps) | float(fps)} if is_film(names, fps):
+                frames = tuple(self._content(name) for name in names)
+                return Video(name=names[0].rpartition("-")[0], frames=frames, fps=float(fps))
             case {"state": str(name)}:
                 return State(values=self._floats(name, 1), robot=self._robot(header))
             case {"action": str(name), "valid": str(valid_name)}:
@@ -127,7 +148,7 @@ class _Parser:
                 if valid.dtype != np.bool_ or valid.shape != values.shape[:1]:
                     raise self._bad(valid_name, f"is {valid.dtype}{list(valid.shape)}, not bool[{len(values)}]")
                 return Action(values=values, valid=valid, robot=self._robot(header))
-        raise self._bad(LAST_MEMBER, f"has a segment that is no text, image, state or action: {dict(entry)}")
+        raise self._bad(LAST_MEMBER, f"has a segment that is no text, image, video, state or action: {dict(entry)}")
 
     def _robot(self, header: Mapping[str, Any]) -> str:
         robot = header.get("robot")

@@ -17,10 +17,13 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from flagscale_vla.records import Action, Image, Segment, State, Text
+from flagscale_vla.records import Action, Image, Segment, State, Text, Video
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READ_VERSIONS = (1, SCHEMA_VERSION)
+"""Version 1 had no films; docs/shards.md tells the whole schema."""
 KEY_RULE = re.compile(r"[A-Za-z0-9_\-]+")
+MOST_FPS = 1000
 SPLITS = ("train", "heldout")
 JPEG_MAGIC = b"\xff\xd8\xff"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -152,9 +155,13 @@ def encode_members(key: str, segments: Sequence[Segment], meta: Mapping[str, obj
             case Text(text=text, supervised=supervised):
                 entries.append({"text": text, "supervised": supervised})
             case Image():
-                name = f"{segment.name}.{image_suffix(key, segment)}"
+                name = f"{segment.name}.{image_suffix(key, segment.name, segment.encoded)}"
                 entries.append({"image": name})
                 members.append((name, segment.encoded))
+            case Video():
+                frames = list(_video_members(key, segment))
+                entries.append({"video": [name for name, _ in frames], "fps": segment.fps})
+                members.extend(frames)
             case State():
                 name = numbered("state", counts)
                 entries.append({"state": name})
@@ -167,6 +174,16 @@ def encode_members(key: str, segments: Sequence[Segment], meta: Mapping[str, obj
     header: dict[str, object] = {"schema_version": SCHEMA_VERSION, **({"robot": robots.pop()} if robots else {})}
     content = json.dumps(header | dict(meta) | header | {"segments": entries}, ensure_ascii=False)
     return [*members, ("json", content.encode())]
+
+
+def _video_members(key: str, video: Video) -> Iterator[tuple[str, bytes]]:
+    if not video.frames:
+        raise ValueError(f"{key}: video {video.name!r} has no frames")
+    if not 0 < video.fps <= MOST_FPS:
+        raise ValueError(f"{key}: video {video.name!r} has fps={video.fps}; it must be above 0, at most {MOST_FPS}")
+    for number, encoded in enumerate(video.frames):
+        name = f"{video.name}-{number:03d}"
+        yield f"{name}.{image_suffix(key, name, encoded)}", encoded
 
 
 def _action_members(
@@ -199,19 +216,19 @@ def numbered(kind: str, counts: dict[str, int]) -> str:
     return f"{kind}.npy" if number == 0 else f"{kind}-{number}.npy"
 
 
-def image_suffix(key: str, image: Image) -> str:
+def image_suffix(key: str, name: str, encoded: bytes) -> str:
     """`jpg` or `png`, from the first bytes.
 
     Raises:
         ValueError: neither of the two, or a name that cannot be a member's.
     """
-    if not KEY_RULE.fullmatch(image.name):
-        raise ValueError(f"{key}: image name {image.name!r} must be letters, digits, '_' and '-' only, as front")
-    if image.encoded.startswith(JPEG_MAGIC):
+    if not KEY_RULE.fullmatch(name):
+        raise ValueError(f"{key}: image name {name!r} must be letters, digits, '_' and '-' only, as front")
+    if encoded.startswith(JPEG_MAGIC):
         return "jpg"
-    if image.encoded.startswith(PNG_MAGIC):
+    if encoded.startswith(PNG_MAGIC):
         return "png"
-    raise ValueError(f"{key}: image {image.name!r} is neither JPEG nor PNG bytes")
+    raise ValueError(f"{key}: image {name!r} is neither JPEG nor PNG bytes")
 
 
 def encode_array(key: str, name: str, values: NDArray[np.float32] | NDArray[np.bool_], dims: int) -> bytes:

@@ -159,12 +159,12 @@ FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], str, str]] = {
     "odd segment": (
         lambda c: with_json(c, "robot-00001.json", segments=[{"video": "a.mp4"}]),
         "robot-00001.json",
-        "has a segment that is no text, image, state or action",
+        "has a segment that is no text, image, video, state or action",
     ),
     "later schema": (
-        lambda c: with_json(c, "robot-00001.json", schema_version=2),
+        lambda c: with_json(c, "robot-00001.json", schema_version=3),
         "robot-00001.json",
-        "schema_version 1",
+        "schema_version 1 or 2",
     ),
     "no robot": (lambda c: with_json(c, "robot-00001.json", robot=None), "robot-00001.json", "names no `robot`"),
     "unknown robot": (

@@ -11,8 +11,11 @@ import PIL.Image
 import pytest
 import webdataset
 
-from flagscale_vla.data.shards import ShardWriter, list_shards, next_shard
-from flagscale_vla.records import Action, Image, Segment, State, Text
+from flagscale_vla.data.faults import BadSampleError
+from flagscale_vla.data.read import parse_sample
+from flagscale_vla.data.shards import ShardWriter, encode_members, list_shards, next_shard
+from flagscale_vla.data.tar import Group, Member
+from flagscale_vla.records import Action, Image, RawSample, Segment, State, Text, Video
 
 
 def jpeg(seed: int) -> bytes:
@@ -50,7 +53,7 @@ def test_webdataset_reads_what_was_written(tmp_path: Path) -> None:
         assert np.array_equal(np.load(io.BytesIO(sample["valid.npy"])), action.valid)
         header = json.loads(sample["json"])
         assert header["robot"] == "sawyer"
-        assert header["schema_version"] == 1
+        assert header["schema_version"] == 2
         assert header["segments"][0] == {"image": "front.jpg"}
         assert header["segments"][4] == {"action": "action.npy", "valid": "valid.npy"}
 
@@ -105,3 +108,51 @@ def test_what_cannot_be_stored_is_refused_by_name(tmp_path: Path) -> None:
             writer.write("good", [Text(text="x", supervised=True)], {})
     with pytest.raises(ValueError, match="exists already"), ShardWriter(tmp_path, "train", max_bytes=1) as writer:
         writer.write("other", [Text(text="x", supervised=True)], {})
+
+
+def parsed(members: dict[str, bytes]) -> RawSample:
+    """The sample whose members have these contents."""
+    places, content = {}, b""
+    for name, part in members.items():
+        places[name] = Member(name=f"k.{name}", header=0, start=len(content), size=len(part))
+        content += part
+    return parse_sample("train-000000.tar", Group(key="k", start=0, end=len(content), members=places), content)
+
+
+def film(fps: float = 2.0) -> Video:
+    return Video(name="clip", frames=tuple(jpeg(number) for number in range(5)), fps=fps)
+
+
+def test_a_film_is_kept_frame_by_frame() -> None:
+    segments = (film(), Text(text="what happens?", supervised=False), Text(text="it opens", supervised=True))
+    members = dict(encode_members("k", segments, {}))
+    assert list(members) == [*(f"clip-{number:03d}.jpg" for number in range(5)), "json"]
+    entry = json.loads(members["json"])["segments"][0]
+    assert entry == {"video": [f"clip-{number:03d}.jpg" for number in range(5)], "fps": 2.0}
+    assert parsed(members).segments == segments
+
+
+def test_a_film_that_cannot_be_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="k: video 'clip' has no frames"):
+        encode_members("k", [Video(name="clip", frames=(), fps=1.0)], {})
+    for fps in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="it must be above 0, at most 1000"):
+            encode_members("k", [film(fps)], {})
+    with pytest.raises(ValueError, match=r"two images are called 'clip-001\.jpg'"):
+        encode_members("k", [film(), Image(name="clip-001", encoded=jpeg(0))], {})
+    members = dict(encode_members("k", [film()], {}))
+    names = [f"clip-{number:03d}.jpg" for number in range(5)]
+    for entry in ({"video": names, "fps": 0}, {"video": [], "fps": 1}, {"video": names, "fps": True}, {"video": names}):
+        header = json.dumps({"schema_version": 2, "segments": [entry]}).encode()
+        with pytest.raises(BadSampleError, match="no text, image, video, state or action"):
+            parsed(members | {"json": header})
+    del members["clip-003.jpg"]
+    with pytest.raises(BadSampleError, match=r"k\.clip-003\.jpg: is missing"):
+        parsed(members)
+
+
+def test_version_1_is_still_read() -> None:
+    members = dict(encode_members("k", robot_segments(0), {"task": "door"}))
+    header = json.loads(members["json"]) | {"schema_version": 1}
+    old = parsed(members | {"json": json.dumps(header).encode()})
+    assert [type(part) for part in old.segments] == [Image, Image, State, Text, Action]

@@ -78,7 +78,7 @@ def test_webdataset_reads_the_shards(recorded):
     assert row["valid.npy"].dtype == bool
     about = row["json"]
     assert (about["task"], about["episode"], about["frame"], about["fps"]) == ("metaworld/reach", 2, 3, 20)
-    assert (about["schema_version"], about["robot"], about["phase"]) == (1, "metaworld_sawyer", "reach")
+    assert (about["schema_version"], about["robot"], about["phase"]) == (2, "metaworld_sawyer", "reach")
     kinds = [next(iter(segment)) for segment in about["segments"]]
     assert kinds == ["image", "image", "state", "text", "action"]
     assert about["segments"][3] == {"text": about["instruction"], "supervised": False}
