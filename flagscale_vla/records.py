@@ -23,6 +23,8 @@ class Text:
 
     text: str
     supervised: bool
+    assistant: bool = False
+    """whose turn unsupervised text belongs to; supervised text is the assistant's in any case"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@
 
 Segments keep their order inside a turn. `<|vla|>` ends a user's turn that is answered with an action. Trained on are
 the content of every assistant's turn and its `<|im_end|>\n`, but not the action placeholders, which the flow loss covers.
+Text of the assistant that is not supervised is context alone, and so is the end of a turn that ends with such text.
 
 Where a model answers in codes, these stand in place of the placeholders; where it answers with both, before them:
 
@@ -31,8 +32,8 @@ UNSUPERVISED = -100
 
 
 def is_assistants(segment: Segment) -> bool:
-    """Whether a segment belongs to the assistant's turn: actions and supervised text do."""
-    return isinstance(segment, Action) or (isinstance(segment, Text) and segment.supervised)
+    """Whether a segment belongs to the assistant's turn: actions, supervised text, and text that is said to be its."""
+    return isinstance(segment, Action) or (isinstance(segment, Text) and (segment.supervised or segment.assistant))
 
 
 def num_chunks(segments: Sequence[Segment]) -> int:
@@ -177,20 +178,27 @@ class Conversation:
     ) -> None:
         v = self.vocabulary
         self._write(page, [v.turn_start, "assistant\n"], supervised=False)
-        text = ""
+        # Adjacent text is encoded as one, as far as it is trained on alike.
+        text, supervised = "", True
         for segment in turn:
-            if isinstance(segment, Text):
+            if isinstance(segment, Text) and segment.supervised is supervised:
                 text += segment.text
                 continue
-            codes, steps = next(chunks)
-            self._write(page, [text, v.action_start], supervised=True)
-            text = ""
-            page.write(codes, supervised=True)
-            if steps:
-                page.action_starts.append(len(page.tokens))
-            page.write(steps, supervised=False)
-            page.write([v.action_end], supervised=True)
-        self._write(page, [text, v.turn_end, "\n"], supervised=True)
+            self._write(page, [text], supervised=supervised)
+            text, supervised = "", True
+            if isinstance(segment, Text):
+                text, supervised = segment.text, segment.supervised
+            else:
+                self._write_action(page, *next(chunks))
+        self._write(page, [text, v.turn_end, "\n"], supervised=supervised)
+
+    def _write_action(self, page: _Page, codes: Sequence[int], steps: list[int]) -> None:
+        v = self.vocabulary
+        page.write([v.action_start, *codes], supervised=True)
+        if steps:
+            page.action_starts.append(len(page.tokens))
+        page.write(steps, supervised=False)
+        page.write([v.action_end], supervised=True)
 
     def _write(self, page: _Page, parts: Sequence[int | str], *, supervised: bool) -> None:
         for part in parts:

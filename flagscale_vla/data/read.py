@@ -134,7 +134,7 @@ class _Parser:
             case {"text": str(text), "supervised": bool(supervised)}:
                 if not is_unicode(text):
                     raise self._bad(LAST_MEMBER, "has a text with half a surrogate pair, which is no Unicode")
-                return Text(text=text, supervised=supervised)
+                return Text(text=text, supervised=supervised, assistant=self._is_passed(entry))
             case {"image": str(name)} if name.lower().endswith(IMAGE_SUFFIXES):
                 return Image(name=name.rpartition(".")[0], encoded=self._content(name))
             case {"video": [*names], "fps": int(fps) | float(fps)} if is_film(names, fps):
@@ -149,6 +149,13 @@ class _Parser:
                     raise self._bad(valid_name, f"is {valid.dtype}{list(valid.shape)}, not bool[{len(values)}]")
                 return Action(values=values, valid=valid, robot=self._robot(header))
         raise self._bad(LAST_MEMBER, f"has a segment that is no text, image, video, state or action: {dict(entry)}")
+
+    def _is_passed(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a text is the assistant's and yet not trained on."""
+        role = entry.get("role")
+        if role is not None and (role != "assistant" or entry["supervised"]):
+            raise self._bad(LAST_MEMBER, f"has a text of role {role!r}; only an unsupervised one has a role: assistant")
+        return role is not None
 
     def _robot(self, header: Mapping[str, Any]) -> str:
         robot = header.get("robot")

@@ -152,8 +152,8 @@ def encode_members(key: str, segments: Sequence[Segment], meta: Mapping[str, obj
     counts = {"state": 0, "action": 0}
     for segment in segments:
         match segment:
-            case Text(text=text, supervised=supervised):
-                entries.append({"text": text, "supervised": supervised})
+            case Text():
+                entries.append(_text_entry(segment))
             case Image():
                 name = f"{segment.name}.{image_suffix(key, segment.name, segment.encoded)}"
                 entries.append({"image": name})
@@ -174,6 +174,12 @@ def encode_members(key: str, segments: Sequence[Segment], meta: Mapping[str, obj
     header: dict[str, object] = {"schema_version": SCHEMA_VERSION, **({"robot": robots.pop()} if robots else {})}
     content = json.dumps(header | dict(meta) | header | {"segments": entries}, ensure_ascii=False)
     return [*members, ("json", content.encode())]
+
+
+def _text_entry(text: Text) -> dict[str, object]:
+    """Whose text it is, is said only where `supervised` does not say it."""
+    entry: dict[str, object] = {"text": text.text, "supervised": text.supervised}
+    return entry | {"role": "assistant"} if text.assistant and not text.supervised else entry
 
 
 def _video_members(key: str, video: Video) -> Iterator[tuple[str, bytes]]:

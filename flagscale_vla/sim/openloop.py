@@ -110,7 +110,8 @@ def observation_of(raw: RawSample) -> Observation:
     states = [segment for segment in raw.segments if isinstance(segment, State)]
     if not states:
         raise ValueError(f"{raw.key}: has no state, so it is no frame of a robot")
-    texts = [segment.text for segment in raw.segments if isinstance(segment, Text) and not segment.supervised]
+    asked = [segment for segment in raw.segments if isinstance(segment, Text) and not segment.supervised]
+    texts = [segment.text for segment in asked if not segment.assistant]
     images = {segment.name: decode(segment) for segment in raw.segments if isinstance(segment, Image)}
     return Observation(images=images, state=states[0].values, instruction=" ".join(texts), robot=states[0].robot)
 

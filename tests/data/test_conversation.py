@@ -40,6 +40,10 @@ def say(text: str) -> Text:
     return Text(text=text, supervised=True)
 
 
+def passed(text: str) -> Text:
+    return Text(text=text, supervised=False, assistant=True)
+
+
 def spell(conversation: Conversation, layout: Layout) -> str:
     return conversation.encoder.decode(layout.tokens.tolist())
 
@@ -101,6 +105,22 @@ def test_chunks_that_are_not_chosen_are_context(conversation: Conversation) -> N
     assert spell_supervised(conversation, second) == (
         "<|action_start|><|action_end|><|im_end|>\nnow<|action_start|><|action_end|><|im_end|>\n"
     )
+
+
+def test_an_answer_that_is_not_trained_on_is_context(conversation: Conversation) -> None:
+    segments = [ask("go"), passed("a step that fails"), ask("it failed"), say("another step")]
+    layout = conversation.lay_out(segments, [], None)
+    trained = conversation.lay_out([ask("go"), say("a step that fails"), *segments[2:]], [], None)
+    assert layout.tokens.tolist() == trained.tokens.tolist()
+    assert spell_supervised(conversation, layout) == "another step<|im_end|>\n"
+
+
+def test_a_turn_may_be_trained_on_from_some_text_on(conversation: Conversation) -> None:
+    layout = conversation.lay_out([ask("go"), passed("wrong, "), passed("so "), say("again"), say(" better")], [], None)
+    assert spell(conversation, layout).endswith("assistant\nwrong, so again better<|im_end|>\n")
+    assert spell_supervised(conversation, layout) == "again better<|im_end|>\n"
+    layout = conversation.lay_out([ask("go"), say("then"), action(), passed("left out")], [], None)
+    assert spell_supervised(conversation, layout) == "then<|action_start|><|action_end|>"
 
 
 def test_a_choice_never_makes_a_sample_longer(conversation: Conversation) -> None:

@@ -156,3 +156,19 @@ def test_version_1_is_still_read() -> None:
     header = json.loads(members["json"]) | {"schema_version": 1}
     old = parsed(members | {"json": json.dumps(header).encode()})
     assert [type(part) for part in old.segments] == [Image, Image, State, Text, Action]
+
+
+def test_whose_text_it_is_is_kept() -> None:
+    segments = (
+        Text(text="go", supervised=False),
+        Text(text="a step that fails", supervised=False, assistant=True),
+        Text(text="it failed", supervised=False),
+        Text(text="another", supervised=True),
+    )
+    members = dict(encode_members("k", segments, {}))
+    entries = json.loads(members["json"])["segments"]
+    assert [entry.get("role") for entry in entries] == [None, "assistant", None, None]
+    assert parsed(members).segments == segments
+    entries[3]["role"] = "assistant"
+    with pytest.raises(BadSampleError, match="only an unsupervised one has a role"):
+        parsed({"json": json.dumps({"schema_version": 2, "segments": entries}).encode()})
