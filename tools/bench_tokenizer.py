@@ -85,7 +85,7 @@ def begun_codec() -> OmniSat:
     config = config_from_json(resolved["codec"] | {"lr": 1e-3, "ridge": 1e-6})
     chunks = made_up_chunks(CHUNKS)
     gatherer = Gatherer(7)
-    gatherer.add([str(number) for number in range(chunks[:, 0].size // 7)], chunks[:, 0])
+    gatherer.add(chunks[:, 0])
     robot = Embodiment(name="arm", state=("s",), action=ARM, cameras=(), fps=20)
     statistics = {"arm": RobotStatistics(state=no_statistics(), action=gatherer.finish())}
     fitter = Fitter(config, {"arm": robot}, statistics, HORIZON, 0, lambda _: None)

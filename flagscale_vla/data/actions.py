@@ -35,7 +35,7 @@ from flagscale_vla.records import Action, RawSample
 from flagscale_vla.robots.embodiments import FILE_NAME, Embodiment, load_embodiments
 from flagscale_vla.robots.statistics import RobotStatistics, hash_rank, statistics_from_json, statistics_to_json
 
-CHUNKS_VERSION = 1
+CHUNKS_VERSION = 2
 ABOUT = "chunks.json"
 PARTS = ("values", "valid", "keys")
 

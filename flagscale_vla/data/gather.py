@@ -10,38 +10,33 @@ from numpy.typing import NDArray
 from flagscale_vla.records import Action, RawSample, State
 from flagscale_vla.robots.statistics import Gatherer, RobotStatistics, Statistics, no_statistics
 
-Rows = dict[tuple[str, str], tuple[list[str], list[NDArray[np.float32]]]]
-"""By (robot, state or action): keys, and a vector for each."""
+Rows = dict[tuple[str, str], list[NDArray[np.float32]]]
+"""Vectors by (robot, state or action)."""
 Gatherers = dict[tuple[str, str], Gatherer]
 """By (robot, state or action)."""
 
 
 def collect(raw: RawSample, rows: Rows) -> None:
     """Note each state, and each chunk's first action: over a shard of frames, every action of an episode once."""
-    for number, segment in enumerate(raw.segments):
+    for segment in raw.segments:
         match segment:
             case State():
-                kind, values = "state", segment.values
+                rows.setdefault((segment.robot, "state"), []).append(segment.values)
             case Action():
-                kind, values = "action", segment.values[0]
-            case _:
-                continue
-        keys, kept = rows.setdefault((segment.robot, kind), ([], []))
-        keys.append(f"{raw.key}/{number}")
-        kept.append(values)
+                rows.setdefault((segment.robot, "action"), []).append(segment.values[0])
 
 
 def gather(rows: Rows) -> Gatherers:
     """What was collected of one shard."""
     gatherers: Gatherers = {}
-    for place, (keys, values) in rows.items():
-        gatherers[place] = Gatherer(values[0].shape[-1])
-        gatherers[place].add(keys, np.stack(values))
+    for place, vectors in rows.items():
+        gatherers[place] = Gatherer(vectors[0].shape[-1])
+        gatherers[place].add(np.stack(vectors))
     return gatherers
 
 
 def join(parts: Iterable[Mapping[tuple[str, str], Gatherer]]) -> dict[str, RobotStatistics]:
-    """The statistics of all robots, from those of shards in order."""
+    """The statistics of all robots, from those of shards in any order."""
     whole: Gatherers = {}
     for part in parts:
         for place, gatherer in part.items():

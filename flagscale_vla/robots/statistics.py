@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flagscale_vla.config.data import Normalization
+from flagscale_vla.robots.sketch import Sketch
+from flagscale_vla.robots.sums import ExactSums
 
-KEPT_ROWS = 65_536
-"""Rows kept for quantiles: the 1st percentile's rank is then within 0.04 % (one sigma)."""
+QUANTILES = (0.01, 0.99)
 SMALLEST_SPREAD = 1e-5
 """A dim whose spread is below this share of its largest value counts as constant."""
 
@@ -30,6 +32,8 @@ class Statistics:
     max: tuple[float, ...]
     q01: tuple[float, ...]
     q99: tuple[float, ...]
+    quantile_error: tuple[float, ...] = ()
+    """how far `q01` and `q99` may be from the true ones; empty in statistics from before there was a bound"""
 
     @property
     def width(self) -> int:
@@ -51,8 +55,12 @@ def no_statistics() -> Statistics:
 
 
 def statistics_to_json(statistics: Mapping[str, RobotStatistics]) -> dict[str, object]:
-    """Plain dicts and lists, by robot."""
-    return {name: asdict(entry) for name, entry in statistics.items()}
+    """Plain dicts and lists, by robot. What has no `quantile_error` reads as it did before there was one."""
+
+    def write(part: Statistics) -> dict[str, object]:
+        return {key: value for key, value in asdict(part).items() if key != "quantile_error" or value}
+
+    return {name: {"state": write(entry.state), "action": write(entry.action)} for name, entry in statistics.items()}
 
 
 def statistics_from_json(entries: Mapping[str, Mapping[str, Mapping[str, object]]]) -> dict[str, RobotStatistics]:
@@ -107,61 +115,102 @@ def smallest_spread(low: Values, high: Values) -> Values:
     return SMALLEST_SPREAD * np.maximum(np.maximum(np.abs(low), np.abs(high)), 1e-6)
 
 
-class Gatherer:
-    """Gathers `Statistics` row by row. Parts gathered apart are merged; equal parts in equal order give equal bits.
+def constant_dims(statistics: Statistics, names: Sequence[str]) -> tuple[str, ...]:
+    """The names of the dims that hardly change at all and so are only shifted, whichever way values are scaled."""
+    low, high = np.asarray(statistics.min), np.asarray(statistics.max)
+    constant = np.asarray(statistics.std) <= smallest_spread(low, high)
+    return tuple(name for name, still in zip(names, constant, strict=True) if still)
 
-    Moments are merged as Chan, Golub and LeVeque (1979) do. For quantiles it keeps the rows whose keys have the
-    smallest hashes: a uniform choice without repeats that does not depend on order or on how the data was split.
+
+class Gatherer:
+    """Gathers `Statistics` of vectors in any number of parts, in any order: the result is the same to the last bit.
+
+    Memory and what `to_arrays` gives do not grow past a bound; see `robots.sketch` for the error of the quantiles.
     """
 
-    def __init__(self, width: int, kept_rows: int = KEPT_ROWS) -> None:
-        self.width, self.kept_rows = width, kept_rows
-        self.count = 0
-        self._mean = np.zeros(width)
-        self._square = np.zeros(width)
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.sums = ExactSums(width)
+        self.sketches = tuple(Sketch() for _ in range(width))
         self._min = np.full(width, np.inf)
         self._max = np.full(width, -np.inf)
-        self._rows = np.empty((0, width), np.float32)
-        self._ranks = np.empty(0, np.uint64)
 
-    def add(self, keys: list[str], rows: NDArray[np.float32]) -> None:
-        """Take in rows f32[n, A0] that belong to `keys`, with n at least 1."""
-        values = rows.astype(np.float64)
-        mean = values.mean(axis=0)
-        self._merge_moments(len(rows), mean, ((values - mean) ** 2).sum(axis=0))
-        self._min = np.minimum(self._min, values.min(axis=0))
-        self._max = np.maximum(self._max, values.max(axis=0))
-        self._keep(rows, np.asarray([hash_rank(key) for key in keys], np.uint64))
+    @property
+    def count(self) -> int:
+        """Rows taken in."""
+        return self.sums.count
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Take in rows f32[n, A0] with n at least 1.
+
+        Raises:
+            ValueError: another width, or a number that is not finite.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.width or not np.isfinite(rows).all():
+            raise ValueError(f"rows of shape {list(rows.shape)} must be finite numbers f32[n, {self.width}]")
+        self.sums.add(rows)
+        for sketch, column in zip(self.sketches, rows.astype(np.float32).T, strict=True):
+            sketch.add(column)
+        self._min = np.minimum(self._min, rows.min(axis=0))
+        self._max = np.maximum(self._max, rows.max(axis=0))
 
     def merge(self, other: Gatherer) -> None:
-        """Take in what another gatherer of the same robot has seen."""
-        if other.count == 0:
-            return
-        self._merge_moments(other.count, other._mean, other._square)
+        """Take in what another gatherer of the same robot has seen.
+
+        Raises:
+            ValueError: it has another width.
+        """
+        if other.width != self.width:
+            raise ValueError(f"statistics of {other.width} dims cannot join those of {self.width}")
+        self.sums.merge(other.sums)
+        for ours, theirs in zip(self.sketches, other.sketches, strict=True):
+            ours.merge(theirs)
         self._min = np.minimum(self._min, other._min)
         self._max = np.maximum(self._max, other._max)
-        self._keep(other._rows, other._ranks)
+
+    def quantiles(self, share: float) -> tuple[Values, Values]:
+        """(quantile, bound of its error) of each dim, f64[A0]; at least one row must have been taken in."""
+        pairs = np.asarray([sketch.quantile(share) for sketch in self.sketches]).reshape(self.width, 2)
+        return np.clip(pairs[:, 0], self._min, self._max), pairs[:, 1]
 
     def finish(self) -> Statistics:
         """What was gathered; at least one row must have been."""
-        q01, q99 = np.quantile(self._rows.astype(np.float64), [0.01, 0.99], axis=0)
-        std = np.sqrt(self._square / self.count)
-        fields = {"mean": self._mean, "std": std, "min": self._min, "max": self._max, "q01": q01, "q99": q99}
-        return Statistics(count=self.count, **{name: tuple(value.tolist()) for name, value in fields.items()})
+        mean, std = self.sums.moments()
+        (q01, first), (q99, last) = (self.quantiles(share) for share in QUANTILES)
+        return Statistics(
+            count=self.count,
+            mean=mean,
+            std=std,
+            min=tuple(self._min.tolist()),
+            max=tuple(self._max.tolist()),
+            q01=tuple(q01.tolist()),
+            q99=tuple(q99.tolist()),
+            quantile_error=tuple(np.maximum(first, last).tolist()),
+        )
 
-    def _merge_moments(self, count: int, mean: Values, square: Values) -> None:
-        total = self.count + count
-        delta = mean - self._mean
-        self._mean = self._mean + delta * (count / total)
-        self._square = self._square + square + delta**2 * (self.count * count / total)
-        self.count = total
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it as plain arrays, to be kept in a `.npz`."""
+        return {
+            "count": np.asarray(self.count, np.int64),
+            "sums": self.sums.parts,
+            "range": np.stack([self._min, self._max]),
+            "shifts": np.asarray([sketch.shift for sketch in self.sketches], np.int32),
+            "sizes": np.asarray([len(sketch.keys) for sketch in self.sketches], np.int32),
+            "keys": np.concatenate([sketch.keys for sketch in self.sketches]).astype(np.int32),
+            "counts": np.concatenate([sketch.counts for sketch in self.sketches]),
+        }
 
-    def _keep(self, rows: NDArray[np.float32], ranks: NDArray[np.uint64]) -> None:
-        self._rows = np.concatenate([self._rows, rows])
-        self._ranks = np.concatenate([self._ranks, ranks])
-        if len(self._ranks) > self.kept_rows:
-            chosen = np.argpartition(self._ranks, self.kept_rows)[: self.kept_rows]
-            self._rows, self._ranks = self._rows[chosen], self._ranks[chosen]
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Gatherer:
+        """The inverse of `to_arrays`."""
+        gatherer = Gatherer(len(arrays["shifts"]))
+        gatherer.sums.count, gatherer.sums.parts = int(arrays["count"]), arrays["sums"].copy()
+        gatherer._min, gatherer._max = arrays["range"]
+        ends = np.cumsum(arrays["sizes"])[:-1]
+        parts = zip(np.split(arrays["keys"].astype(np.int64), ends), np.split(arrays["counts"], ends), strict=True)
+        for sketch, shift, (keys, counts) in zip(gatherer.sketches, arrays["shifts"].tolist(), parts, strict=True):
+            sketch.shift, sketch.keys, sketch.counts = shift, keys, counts
+        return gatherer
 
 
 def hash_rank(key: str) -> int:

@@ -48,7 +48,7 @@ def statistics_of(chunks: Floats) -> RobotStatistics:
     """Of the chunks' steps as actions; states were never seen."""
     rows = chunks.reshape(-1, chunks.shape[-1])
     gatherer = Gatherer(rows.shape[1])
-    gatherer.add([str(number) for number in range(len(rows))], rows)
+    gatherer.add(rows)
     return RobotStatistics(state=no_statistics(), action=gatherer.finish())
 
 
