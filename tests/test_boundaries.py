@@ -23,13 +23,14 @@ ROOMS: dict[str, set[str]] = {
     "mcore": BASE,
     "robots": BASE,
     "action": BASE | {"robots"},
-    "data": BASE | {"robots", "action"},
+    "data": BASE | {"reports", "robots", "action"},
     "model": BASE | {"mcore"},
     "hf": BASE | {"reports", "mcore", "model", "action"},
     "train": BASE | {"reports", "mcore", "robots", "action", "data", "model", "hf"},
     "policy": BASE | {"mcore", "robots", "action", "data", "model", "hf"},
     "sim": BASE | {"reports", "robots", "data", "policy"},
     "plan": BASE | {"mcore", "model"},
+    "view": BASE | {"reports", "robots", "action", "data"},
 }
 """Room to the rooms it may import, besides itself."""
 

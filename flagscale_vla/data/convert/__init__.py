@@ -1,0 +1,1 @@
+"""Other programs' datasets become shards: one frame that every converter fills in."""
