@@ -58,7 +58,7 @@ class Samples:
     def _frame(self, key: str) -> RawSample:
         if self.index is not None:
             place = self.index.place(int(self.generator.integers(len(self.index))))
-            return replace(read_sample(*place), key=key)
+            return replace(read_sample(self.index.store, place), key=key)
         values = self.generator.normal(size=(self.recipe.action.horizon, len(AXES))).astype(np.float32)
         segments = (
             *(self._picture(name, CAMERA_PIXELS, CAMERA_PIXELS) for name in ROBOT.cameras),

@@ -39,11 +39,26 @@ class ImageConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class CacheConfig:
+    """What this machine keeps of shards."""
+
+    folder: str
+    """where blocks of remote shards are kept, and what is found in shards whose own folder cannot be written to"""
+    max_bytes: int
+    """of blocks; those used longest ago go first"""
+
+    def __post_init__(self) -> None:
+        check(bool(self.folder), "data.cache.folder", "''", "must name a folder", "runs/cache")
+        check_positive("data.cache.max_bytes", self.max_bytes)
+
+
+@dataclass(slots=True, kw_only=True)
 class DataConfig:
     """Where samples come from and how they fill a row."""
 
     shards: str
     """folder of `train-*.tar` and `heldout-*.tar`"""
+    cache: CacheConfig
     tokenizer: str
     """a Hugging Face `tokenizer.json`, or `fit` to fit a small byte-level BPE on the shards' text"""
     system_prompt: str

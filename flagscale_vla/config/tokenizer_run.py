@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from flagscale_vla.config.checks import check, check_positive, check_seed, check_share
+from flagscale_vla.config.data import CacheConfig
 from flagscale_vla.config.parallel import Device, Dtype, Fp8, MatmulPrecision, ParallelConfig, PlatformConfig
 from flagscale_vla.config.tokenizer import OmniSatConfig
 
@@ -29,6 +30,7 @@ class ChunksConfig:
 
     shards: str
     """folder of `train-*.tar` and `heldout-*.tar`"""
+    cache: CacheConfig
     max_chunks: int
     """chunks fitted on at most; those whose keys have the smallest hashes, a uniform choice"""
     max_heldout_chunks: int

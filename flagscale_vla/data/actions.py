@@ -10,8 +10,6 @@
 from __future__ import annotations
 
 import json
-import mmap
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -27,12 +25,13 @@ from tqdm import tqdm
 
 from flagscale_vla.data.faults import BadSampleError, Fault
 from flagscale_vla.data.gather import Gatherers, Rows, collect, gather, join
-from flagscale_vla.data.kept import find_shards, kept_path
+from flagscale_vla.data.kept import kept_name, partial_path
 from flagscale_vla.data.read import parse_sample
+from flagscale_vla.data.store import Store, find_shards
 from flagscale_vla.data.tar import BrokenTarError, Buffer, group_members, walk_tar
 from flagscale_vla.data.validation import check_segments
 from flagscale_vla.records import Action, RawSample
-from flagscale_vla.robots.embodiments import FILE_NAME, Embodiment, load_embodiments
+from flagscale_vla.robots.embodiments import FILE_NAME, Embodiment, read_embodiments
 from flagscale_vla.robots.statistics import RobotStatistics, hash_rank, statistics_from_json, statistics_to_json
 
 CHUNKS_VERSION = 2
@@ -135,49 +134,52 @@ class Chunks:
         return digest.hexdigest()
 
 
-def open_chunks(folder: Path, split: str, horizon: int) -> Chunks:
+def open_chunks(store: Store, split: str, horizon: int) -> Chunks:
     """The chunks of a split: the kept ones where shards, robots and horizon are unchanged, else found anew and kept.
 
-    Only one process should find them; others call this after it is done.
+    Any number of processes may call this at once: one finds them while the others wait.
 
     Args:
-        folder: of `SPLIT-*.tar` and `embodiments.json`.
+        store: of `SPLIT-*.tar` and `embodiments.json`.
         split: `train` or `heldout`.
         horizon: H, the first steps of each stored chunk.
 
     Raises:
-        ValueError: there are no shards or no `embodiments.json`, or the folder cannot be written to.
+        ValueError: there are no shards or no `embodiments.json`, or nothing can be kept.
+        OSError: a shard cannot be read.
     """
-    find_shards(folder, split)
-    embodiments = load_embodiments(folder)
-    described = (folder / FILE_NAME).read_text(encoding="utf-8")
-    path = kept_path(folder, split, [CHUNKS_VERSION, horizon, described], ".chunks")
-    if not path.is_dir():
-        keep_chunks(path, folder, split, embodiments, horizon)
-    return load_chunks(path, horizon)
+    shards = find_shards(store, split)
+    described = store.find(FILE_NAME)
+    if described is None:
+        raise ValueError(f"{store.url}/{FILE_NAME} is missing: it tells what the robots' numbers mean")
+    embodiments = read_embodiments(described, f"{store.url}/{FILE_NAME}")
+    layout = [CHUNKS_VERSION, horizon, described.decode()]
+    name = kept_name(split, store.stamps(shards), layout, ".chunks")
+    if path := store.kept.find(name):
+        return load_chunks(path, horizon)
+    with store.kept.alone():
+        return load_chunks(store.kept.find(name) or keep_chunks(store, name, split, embodiments, horizon), horizon)
 
 
-def keep_chunks(path: Path, folder: Path, split: str, embodiments: Mapping[str, Embodiment], horizon: int) -> None:
-    """Read every shard of a split once and keep its chunks at `path`, which appears whole.
+def keep_chunks(store: Store, name: str, split: str, embodiments: Mapping[str, Embodiment], horizon: int) -> Path:
+    """Read every shard of a split once and keep its chunks in a folder that appears whole; its path.
 
     Raises:
-        ValueError: the folder cannot be written to.
+        ValueError: nothing can be kept.
+        OSError: a shard cannot be read, or the disk is full.
     """
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    path = store.kept.folder() / name
+    partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        with _Keeper(partial, embodiments, horizon) as keeper:
-            for shard in tqdm(find_shards(folder, split), desc=f"chunks of {split}", unit="tar"):
+        partial.mkdir()
+        with _Keeper(store, partial, embodiments, horizon) as keeper:
+            for shard in tqdm(find_shards(store, split), desc=f"chunks of {split}", unit="tar"):
                 keeper.add_shard(shard)
         partial.rename(path)
-    except OSError as error:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if path.is_dir():
-            # Another job has found the same at the same time.
-            return
-        rule = "what is found in shards is kept beside them, so their folder must be writable once"
-        raise ValueError(f"{path} cannot be written ({error}): {rule}") from error
+    return path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -196,8 +198,8 @@ class _Found:
 class _Keeper:
     """Writes chunks as they are found; memory does not grow with their number."""
 
-    def __init__(self, folder: Path, embodiments: Mapping[str, Embodiment], horizon: int) -> None:
-        self.folder, self.embodiments, self.horizon = folder, embodiments, horizon
+    def __init__(self, store: Store, folder: Path, embodiments: Mapping[str, Embodiment], horizon: int) -> None:
+        self.store, self.folder, self.embodiments, self.horizon = store, folder, embodiments, horizon
         self.found = _Found()
         self._files: dict[str, dict[str, BinaryIO]] = {}
         self._open = ExitStack()
@@ -221,20 +223,20 @@ class _Keeper:
             }
             (self.folder / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
-    def add_shard(self, path: Path) -> None:
+    def add_shard(self, shard: str) -> None:
         """Keep the chunks of one shard, and note what in it cannot be used."""
         rows: Rows = {}
-        if path.stat().st_size == 0:
-            self._refuse(path.name, "(first member)", "the tar is empty: 0 bytes")
-            return
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-            for raw in self._samples(path.name, buffer):
+        with self.store.whole(shard) as buffer:
+            for raw in self._samples(shard, buffer):
                 collect(raw, rows)
                 self._add_sample(raw)
         self.found.gathered.append(gather(rows))
 
     def _samples(self, shard: str, buffer: Buffer) -> Iterator[RawSample]:
         """The usable samples of one shard."""
+        if len(buffer) == 0:
+            self._refuse(shard, "(first member)", "the tar is empty: 0 bytes")
+            return
         try:
             for group in group_members(walk_tar(buffer, whole=True)):
                 try:

@@ -78,6 +78,9 @@ class Layout:
     state_starts: list[int]
     action_starts: list[int]
     """first placeholder of each chunk that has any; its H steps follow"""
+    segment_starts: list[int]
+    """first token of each segment. A turn's first begins with the turn and its last ends with it; of adjacent texts the
+    last has the tokens of all. What comes before the first is the system's turn"""
 
 
 @dataclass(slots=True)
@@ -90,6 +93,10 @@ class _Page:
     image_lengths: list[int] = field(default_factory=list)
     state_starts: list[int] = field(default_factory=list)
     action_starts: list[int] = field(default_factory=list)
+    segment_starts: list[int] = field(default_factory=list)
+
+    def begin_segment(self) -> None:
+        self.segment_starts.append(len(self.tokens))
 
     def write(self, tokens: Sequence[int], supervised: bool) -> None:
         self.tokens.extend(tokens)
@@ -129,10 +136,12 @@ class Conversation:
         turns = [(role, list(turn)) for role, turn in groupby(segments, is_assistants)]
         answers = [turn for _, turn in turns[1:]] + [[]]
         for (assistants, turn), answer in zip(turns, answers, strict=True):
+            first, start = len(page.segment_starts), len(page.tokens)
             if assistants:
                 self._write_assistant(page, turn, chunks)
             else:
                 self._write_user(page, turn, images, wants_action=num_chunks(answer) > 0)
+            page.segment_starts[first] = start
         return self._finish(page)
 
     def _write_system(self, page: _Page) -> None:
@@ -145,9 +154,11 @@ class Conversation:
         page.write([v.turn_start], supervised=False)
         for segment in turn:
             if isinstance(segment, Text):
+                page.begin_segment()
                 text += segment.text
                 continue
             self._write(page, [text], supervised=False)
+            page.begin_segment()
             text = ""
             if isinstance(segment, Image):
                 self._write_image(page, next(images))
@@ -182,9 +193,11 @@ class Conversation:
         text, supervised = "", True
         for segment in turn:
             if isinstance(segment, Text) and segment.supervised is supervised:
+                page.begin_segment()
                 text += segment.text
                 continue
             self._write(page, [text], supervised=supervised)
+            page.begin_segment()
             text, supervised = "", True
             if isinstance(segment, Text):
                 text, supervised = segment.text, segment.supervised
@@ -215,4 +228,5 @@ class Conversation:
             image_lengths=page.image_lengths,
             state_starts=page.state_starts,
             action_starts=page.action_starts,
+            segment_starts=page.segment_starts,
         )

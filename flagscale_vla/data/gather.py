@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,3 +49,23 @@ def join(parts: Iterable[Mapping[tuple[str, str], Gatherer]]) -> dict[str, Robot
 
     robots = sorted({robot for robot, _ in whole})
     return {name: RobotStatistics(state=finish(name, "state"), action=finish(name, "action")) for name in robots}
+
+
+def to_arrays(gatherers: Gatherers) -> tuple[list[tuple[str, str]], dict[str, NDArray[Any]]]:
+    """What was gathered as plain arrays: the places, and each one's arrays as `NUMBER.FIELD`."""
+    arrays = {
+        f"{number}.{field}": array
+        for number, gatherer in enumerate(gatherers.values())
+        for field, array in gatherer.to_arrays().items()
+    }
+    return list(gatherers), arrays
+
+
+def from_arrays(places: Iterable[Sequence[str]], arrays: Mapping[str, NDArray[Any]]) -> Gatherers:
+    """The inverse of `to_arrays`; arrays of other names are passed over."""
+    parts: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in arrays.items():
+        number, dot, field = name.partition(".")
+        if dot:
+            parts.setdefault(number, {})[field] = array
+    return {(robot, kind): Gatherer.from_arrays(parts[str(at)]) for at, (robot, kind) in enumerate(places)}

@@ -1,16 +1,14 @@
-"""Where each sample of a folder lies and how many tokens it has, found in one pass and kept beside the shards.
+"""Where each sample of a split lies and how many tokens it has, found in one pass over its shards and kept.
 
-The same pass quarantines what cannot be used and gathers the statistics of each robot.
+The same pass quarantines what cannot be used and gathers the statistics of each robot. What is found in a shard is kept
+by itself, so that a new shard is the only one that is read.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,30 +16,33 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from flagscale_vla.data.faults import BadSampleError, Fault
-from flagscale_vla.data.gather import Gatherers, Rows, collect, gather, join
-from flagscale_vla.data.kept import find_shards, keep, kept_path
-from flagscale_vla.data.read import parse_sample
+from flagscale_vla.data.faults import Fault
+from flagscale_vla.data.gather import join
+from flagscale_vla.data.kept import kept_name
 from flagscale_vla.data.recipe import Recipe
-from flagscale_vla.data.tar import BrokenTarError, Buffer, group_members, walk_tar
+from flagscale_vla.data.scan import Scan, load_arrays, load_scan, pack_arrays, scan_shard, scan_to_bytes
+from flagscale_vla.data.store import Place, Store, find_shards
 from flagscale_vla.data.workers import fork_server
-from flagscale_vla.records import Action, RawSample, State
 from flagscale_vla.robots.embodiments import FILE_NAME as EMBODIMENTS_FILE
 from flagscale_vla.robots.statistics import RobotStatistics, statistics_from_json, statistics_to_json
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 BYTES_PER_PROCESS = 256 << 20
 """Starting a process costs about as much as reading this much."""
 CHUNKS_PER_PROCESS = 8
+ARRAYS = ("shard", "start", "size", "lengths", "segments", "segment_starts", "cuts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
     """All usable samples of one split, in the order of the shards."""
 
-    folder: Path
+    store: Store
+    """of the shards"""
     shards: tuple[str, ...]
     """file names of the tars"""
+    digests: tuple[str, ...]
+    """of each shard: blake2b of its bytes in hex"""
     keys: tuple[str, ...]
     """of each of the n samples, without the shard"""
     robots: tuple[str, ...]
@@ -54,6 +55,13 @@ class Index:
     """i64[n] bytes"""
     lengths: NDArray[np.int64]
     """i64[n] tokens"""
+    segments: NDArray[np.int32]
+    """i32[m] tokens of each segment of all samples. A turn's own tokens are its first and its last segment's; what a
+    sample has beyond its segments is the system's turn before them"""
+    segment_starts: NDArray[np.int64]
+    """i64[n + 1] where each sample's segments begin in `segments` and `cuts`"""
+    cuts: NDArray[np.bool_]
+    """bool[m] whether a segment begins a user's turn, so that a conversation may be cut before it"""
     faults: tuple[Fault, ...]
     """what was found unusable"""
     statistics: dict[str, RobotStatistics]
@@ -62,10 +70,9 @@ class Index:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def place(self, sample: int) -> tuple[Path, int, int]:
-        """(shard, first byte, bytes) of one sample; see `data.read.read_sample`."""
-        shard = self.folder / self.shards[self.shard[sample]]
-        return shard, int(self.start[sample]), int(self.size[sample])
+    def place(self, sample: int) -> Place:
+        """Where one sample lies; see `data.read.read_sample`."""
+        return Place(self.shards[self.shard[sample]], int(self.start[sample]), int(self.size[sample]))
 
     def too_long(self, pack_length: int) -> tuple[Fault, ...]:
         """The samples that do not fit into a row, each as a fault that says by how much."""
@@ -80,148 +87,126 @@ class Index:
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class _ShardScan:
-    """What one shard holds."""
-
-    keys: list[str] = field(default_factory=list)
-    robots: list[str] = field(default_factory=list)
-    places: list[tuple[int, int, int]] = field(default_factory=list)
-    """(first byte, bytes, tokens)"""
-    faults: list[Fault] = field(default_factory=list)
-    gatherers: Gatherers = field(default_factory=dict)
-
-
-def open_index(folder: Path, split: str, recipe: Recipe, *, processes: int = 1) -> Index:
+def open_index(store: Store, split: str, recipe: Recipe, *, processes: int = 1) -> Index:
     """The index of a split: the kept one where shards, robots and layout are unchanged, else a new one, kept.
 
-    Only one process should build; others call this after it is done, and find it.
+    Any number of processes may call this at once: one builds while the others wait for what it keeps.
 
     Args:
-        folder: of `SPLIT-*.tar` and `embodiments.json`.
+        store: of `SPLIT-*.tar` and `embodiments.json`.
         split: `train` or `heldout`.
         recipe: its layout gives lengths; its statistics are not used.
         processes: that may read shards at once, where there is enough to read.
 
     Raises:
         ValueError: there are no shards, or the index cannot be written.
+        OSError: a shard cannot be read.
     """
-    embodiments = folder / EMBODIMENTS_FILE
-    robots = embodiments.read_text(encoding="utf-8") if embodiments.is_file() else ""
-    path = kept_path(folder, split, [INDEX_VERSION, robots, *recipe.layout()], ".npz")
-    if path.is_file():
-        return load_index(path, folder)
-    index = build_index(folder, split, recipe, processes=processes)
-    save_index(index, path)
+    shards = find_shards(store, split)
+    stamps, layout, kept = store.stamps(shards), index_layout(store, recipe), store.kept
+    name = kept_name(split, stamps, layout, ".npz")
+    if path := kept.find(name):
+        return load_index(path, store)
+    with kept.alone():
+        if path := kept.find(name):
+            return load_index(path, store)
+        index = build_index(store, split, recipe, processes=processes)
+        kept.write(name, index_to_bytes(index))
     return index
 
 
-def build_index(folder: Path, split: str, recipe: Recipe, *, processes: int = 1) -> Index:
-    """Read every shard of a split once. The result does not depend on `processes`."""
-    shards = find_shards(folder, split)
-    enough = sum(path.stat().st_size for path in shards) // BYTES_PER_PROCESS
+def index_layout(store: Store, recipe: Recipe) -> list[object]:
+    """All that what is found in a shard depends on, besides the shard: of plain values."""
+    robots = (store.find(EMBODIMENTS_FILE) or b"").decode()
+    return [INDEX_VERSION, robots, *recipe.layout()]
+
+
+def build_index(store: Store, split: str, recipe: Recipe, *, processes: int = 1) -> Index:
+    """Read every shard of a split that was not read before. The result does not depend on `processes`.
+
+    Raises:
+        ValueError: there are no shards, or nothing can be kept.
+        OSError: a shard cannot be read.
+    """
+    shards = find_shards(store, split)
+    layout, kept = index_layout(store, recipe), store.kept
+    stamps = store.stamps(shards)
+    names = [kept_name(Path(shard).stem, [stamp], layout, ".npz") for shard, stamp in zip(shards, stamps, strict=True)]
+    found = [kept.find(name) for name in names]
+    missing = [(shard, name) for shard, name, path in zip(shards, names, found, strict=True) if path is None]
+    done = _scan_shards(store, missing, recipe, processes)
+    new = dict(tqdm(done, desc=f"indexing {split}", total=len(missing), unit="tar", disable=not missing))
+    scans = [load_scan(path) if path else new[shard] for shard, path in zip(shards, found, strict=True)]
+    return join_scans(store, shards, scans)
+
+
+def _scan_shards(
+    store: Store, shards: Sequence[tuple[str, str]], recipe: Recipe, processes: int
+) -> Iterator[tuple[str, Scan]]:
+    enough = sum(store.size(shard) for shard, _ in shards) // BYTES_PER_PROCESS
     processes = max(1, min(processes, len(shards), enough))
-    scans = list(tqdm(_scan_shards(shards, recipe, processes), desc=f"indexing {split}", total=len(shards), unit="tar"))
-    return _join_scans(folder, shards, scans)
-
-
-def _scan_shards(shards: list[Path], recipe: Recipe, processes: int) -> Iterator[_ShardScan]:
+    work = partial(_scan_and_keep, store, recipe)
     if processes == 1:
-        yield from map(partial(scan_shard, recipe=recipe), shards)
+        yield from map(work, shards)
         return
     with ProcessPoolExecutor(processes, mp_context=fork_server()) as pool:
         # The recipe, tokenizer and all, is sent once per chunk of shards.
         chunk = -(-len(shards) // (CHUNKS_PER_PROCESS * processes))
-        yield from pool.map(partial(scan_shard, recipe=recipe), shards, chunksize=chunk)
+        yield from pool.map(work, shards, chunksize=chunk)
 
 
-def scan_shard(path: Path, recipe: Recipe) -> _ShardScan:
-    """Every sample of one shard: measured, or found bad."""
-    scan = _ShardScan()
-    rows: Rows = {}
-    with path.open("rb") as file:
-        if path.stat().st_size == 0:
-            scan.faults.append(Fault(shard=path.name, member="(first member)", reason="the tar is empty: 0 bytes"))
-            return scan
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-            for raw in _scan_samples(path.name, buffer, recipe, scan):
-                collect(raw, rows)
-    scan.gatherers = gather(rows)
-    return scan
+def _scan_and_keep(store: Store, recipe: Recipe, shard: tuple[str, str]) -> tuple[str, Scan]:
+    name, kept_as = shard
+    scan = scan_shard(store, name, recipe)
+    store.kept.write(kept_as, scan_to_bytes(scan))
+    return name, scan
 
 
-def _scan_samples(shard: str, buffer: Buffer, recipe: Recipe, scan: _ShardScan) -> Iterator[RawSample]:
-    """Note each sample's place or fault in `scan`, and give the good ones."""
-    try:
-        for group in group_members(walk_tar(buffer, whole=True)):
-            try:
-                raw = parse_sample(shard, group, buffer)
-                length = recipe.length(raw)
-            except BadSampleError as error:
-                scan.faults.append(Fault.of(shard, error))
-                continue
-            scan.keys.append(group.key)
-            scan.robots.append(robot_of(raw))
-            scan.places.append((group.start, group.end - group.start, length))
-            yield raw
-    except BrokenTarError as error:
-        reason = f"{error}; {len(buffer) - error.offset} bytes from there on are not read"
-        scan.faults.append(Fault(shard=shard, member=error.member, reason=reason))
-
-
-def robot_of(raw: RawSample) -> str:
-    """The robot whose states or actions a sample holds; empty for none."""
-    robots = {segment.robot for segment in raw.segments if isinstance(segment, State | Action)}
-    return robots.pop() if robots else ""
-
-
-def _join_scans(folder: Path, shards: list[Path], scans: list[_ShardScan]) -> Index:
-    places = np.asarray([place for scan in scans for place in scan.places], np.int64).reshape(-1, 3)
-    numbers = [number for number, scan in enumerate(scans) for _ in scan.keys]
+def join_scans(store: Store, shards: Sequence[str], scans: Sequence[Scan]) -> Index:
+    """The index of a split from what each of its shards holds."""
+    places = np.concatenate([scan.places for scan in scans])
+    counts = np.concatenate([scan.counts for scan in scans])
     return Index(
-        folder=folder,
-        shards=tuple(path.name for path in shards),
+        store=store,
+        shards=tuple(shards),
+        digests=tuple(scan.digest for scan in scans),
         keys=tuple(key for scan in scans for key in scan.keys),
         robots=tuple(robot for scan in scans for robot in scan.robots),
-        shard=np.asarray(numbers, np.int32),
+        shard=np.repeat(np.arange(len(scans), dtype=np.int32), [len(scan.keys) for scan in scans]),
         start=places[:, 0],
         size=places[:, 1],
         lengths=places[:, 2],
+        segments=np.concatenate([scan.segments for scan in scans]),
+        segment_starts=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+        cuts=np.concatenate([scan.cuts for scan in scans]),
         faults=tuple(fault for scan in scans for fault in scan.faults),
         statistics=join(scan.gatherers for scan in scans),
     )
 
 
-def save_index(index: Index, path: Path) -> None:
-    """Write an index in one step.
-
-    Raises:
-        ValueError: the folder cannot be written to.
-    """
+def index_to_bytes(index: Index) -> bytes:
+    """A `.npz` file."""
     rest = {
         "shards": index.shards,
+        "digests": index.digests,
         "keys": index.keys,
         "robots": index.robots,
         "faults": [asdict(fault) for fault in index.faults],
         "statistics": statistics_to_json(index.statistics),
     }
-    buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(rest, ensure_ascii=False).encode(), np.uint8)
-    np.savez_compressed(buffer, rest=text, shard=index.shard, start=index.start, size=index.size, lengths=index.lengths)
-    keep(path, buffer.getvalue())
+    return pack_arrays(rest, {name: object.__getattribute__(index, name) for name in ARRAYS})
 
 
-def load_index(path: Path, folder: Path) -> Index:
-    """What `save_index` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-        rest = json.loads(arrays["rest"].tobytes())
-        places = {name: arrays[name] for name in ("shard", "start", "size", "lengths")}
+def load_index(path: Path, store: Store) -> Index:
+    """What `index_to_bytes` gave."""
+    rest, arrays = load_arrays(path)
     return Index(
-        folder=folder,
+        store=store,
         shards=tuple(rest["shards"]),
+        digests=tuple(rest["digests"]),
         keys=tuple(rest["keys"]),
         robots=tuple(rest["robots"]),
         faults=tuple(Fault(**fault) for fault in rest["faults"]),
         statistics=statistics_from_json(rest["statistics"]),
-        **places,
+        **arrays,
     )

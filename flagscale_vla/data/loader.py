@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
-from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -17,6 +16,7 @@ from flagscale_vla.data.index import Index
 from flagscale_vla.data.plan import Plan
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.store import Place
 from flagscale_vla.data.workers import fork_server
 from flagscale_vla.records import PackedBatch, Sample
 
@@ -44,8 +44,8 @@ class _Order:
     """One pack to read: everything a worker needs to know."""
 
     epoch: int
-    places: tuple[tuple[Path, int, int], ...]
-    """(shard, first byte, bytes) of each sample"""
+    places: tuple[Place, ...]
+    """of each sample"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,18 +62,18 @@ class _Reader(Dataset[_Delivery]):
 
     def __init__(self, source: Source) -> None:
         # Not the source itself: its index may be large, and a worker is told where each sample lies.
-        self.recipe, self.pack_length = source.recipe, source.pack_length
+        self.store, self.recipe, self.pack_length = source.index.store, source.recipe, source.pack_length
         self.seed, self.augment = source.seed, source.augment
 
     def __getitem__(self, order: _Order) -> _Delivery:
         samples: list[Sample] = []
         faults: list[Fault] = []
-        for path, start, size in order.places:
+        for place in order.places:
             try:
-                raw = read_sample(path, start, size)
+                raw = read_sample(self.store, place)
                 samples.append(self.recipe.sample(raw, seed=self.seed, epoch=order.epoch, augment=self.augment))
             except BadSampleError as error:
-                faults.append(Fault.of(path.name, error))
+                faults.append(Fault.of(place.shard, error))
         batch = self.recipe.pack(samples, self.pack_length)
         return _Delivery(batch=batch, reads=len(order.places), faults=tuple(faults))
 
@@ -86,7 +86,7 @@ class _Orders(Iterable[_Order]):
         self.usable = np.flatnonzero(index.lengths <= source.pack_length)
         if len(self.usable) == 0:
             faults = (*index.faults, *index.too_long(source.pack_length))
-            raise ValueError(f"{index.folder} holds no usable sample: {'; '.join(map(str, faults[:3]))}")
+            raise ValueError(f"{index.store.url} holds no usable sample: {'; '.join(map(str, faults[:3]))}")
         self.index, self.first, self.stride = index, first, stride
         self.plan = Plan(index.lengths[self.usable], source.pack_length, source.seed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from flagscale_vla.config.data import ActionConfig, DataConfig
 from flagscale_vla.data.codes import Tokenizers, check_ranges, open_action_tokenizer
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.index import Index, open_index
-from flagscale_vla.data.kept import find_shards, keep, kept_path
+from flagscale_vla.data.kept import kept_name
 from flagscale_vla.data.read import parse_sample
 from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.store import Store, find_shards, open_store
 from flagscale_vla.data.tar import BrokenTarError, group_members, walk_tar
 from flagscale_vla.data.tokenizer import fit_tokenizer, load_tokenizer, read_tokenizer
 from flagscale_vla.records import Action, RawSample, State, Text
-from flagscale_vla.robots.embodiments import FILE_NAME, Embodiment, load_embodiments
+from flagscale_vla.robots.embodiments import FILE_NAME, Embodiment, read_embodiments
 
 logger = logging.getLogger(__name__)
 
@@ -46,40 +48,41 @@ def open_train_data(data: DataConfig, action: ActionConfig, *, width: int, vocab
         ConfigError: the action tokenizer or the vocabulary does not go with the rest.
         ValueError: there are no shards, or a file is missing, broken or cannot be written.
     """
-    folder = Path(data.shards)
+    store = open_store(data.shards, data.cache)
     codec = open_action_tokenizer(action)
     added = added_tokens(codec.num_codes if codec else 0, action.ids)
     recipe = Recipe(
-        tokenizers=Tokenizers(text=open_tokenizer(data, vocab, added), actions=codec),
-        embodiments=open_embodiments(folder),
+        tokenizers=Tokenizers(text=open_tokenizer(store, data, vocab, added), actions=codec),
+        embodiments=open_embodiments(store),
         statistics={},
         image=data.image,
         action=action,
         width=width,
         system_prompt=data.system_prompt,
     )
-    index = open_index(folder, "train", recipe, processes=data.workers)
-    logger.info("%s: %d samples, %d tokens", folder, len(index), index.lengths.sum())
+    index = open_index(store, "train", recipe, processes=data.workers)
+    logger.info("%s: %d samples, %d tokens", store.url, len(index), index.lengths.sum())
     if codec is not None:
         check_ranges(codec, index.statistics)
     return recipe.with_statistics(index.statistics), index
 
 
-def open_embodiments(folder: Path) -> dict[str, Embodiment]:
+def open_embodiments(store: Store) -> dict[str, Embodiment]:
     """The robots of the shards; none where the shards hold only text and pictures.
 
     Raises:
         ValueError: the file that describes them is missing though the first sample has a robot's state or action.
     """
-    if (folder / FILE_NAME).is_file():
-        return load_embodiments(folder)
-    first = next(read_samples(folder), None)
+    path = f"{store.url}/{FILE_NAME}"
+    if (content := store.find(FILE_NAME)) is not None:
+        return read_embodiments(content, path)
+    first = next(read_samples(store), None)
     if first is not None and any(isinstance(segment, State | Action) for segment in first.segments):
-        raise ValueError(f"{folder / FILE_NAME} is missing, and {first.key} needs it. Was the recording cut short?")
+        raise ValueError(f"{path} is missing, and {first.key} needs it. Was the recording cut short?")
     return {}
 
 
-def open_tokenizer(data: DataConfig, vocab: int, added: tuple[str, ...]) -> Tokenizer:
+def open_tokenizer(store: Store, data: DataConfig, vocab: int, added: tuple[str, ...]) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names, or one fitted on the training shards' text, with the tokens `added`.
 
     Raises:
@@ -87,31 +90,29 @@ def open_tokenizer(data: DataConfig, vocab: int, added: tuple[str, ...]) -> Toke
     """
     if data.tokenizer != FIT:
         return load_tokenizer(Path(data.tokenizer), vocab, added)
-    folder = Path(data.shards)
-    path = kept_path(folder, "train", [FIT, FIT_TEXTS, vocab, data.system_prompt, added], ".tokenizer.json")
-    if not path.is_file():
+    stamps = store.stamps(find_shards(store, "train"))
+    name = kept_name("train", stamps, [FIT, FIT_TEXTS, vocab, data.system_prompt, added], ".tokenizer.json")
+    if path := store.kept.find(name):
+        return read_tokenizer(path)
+    with store.kept.alone():
+        if path := store.kept.find(name):
+            return read_tokenizer(path)
         # Twice, because the fit merges nothing that occurs once, and these are in every sample.
         template = 2 * [*ROLES, data.system_prompt]
-        texts = [*template, *islice(read_texts(folder), FIT_TEXTS)]
-        keep(path, fit_tokenizer(texts, vocab, added).to_str().encode())
-    return read_tokenizer(path)
+        texts = [*template, *islice(read_texts(store), FIT_TEXTS)]
+        return read_tokenizer(store.kept.write(name, fit_tokenizer(texts, vocab, added).to_str().encode()))
 
 
-def read_texts(folder: Path) -> Iterator[str]:
+def read_texts(store: Store) -> Iterator[str]:
     """All text of the training shards, in order."""
-    for raw in read_samples(folder):
+    for raw in read_samples(store):
         yield from (segment.text for segment in raw.segments if isinstance(segment, Text))
 
 
-def read_samples(folder: Path) -> Iterator[RawSample]:
+def read_samples(store: Store) -> Iterator[RawSample]:
     """The training shards' samples in order. What cannot be read is left to the index, which quarantines it."""
-    for shard in find_shards(folder, "train"):
-        content = shard.read_bytes()
-        try:
-            for group in group_members(walk_tar(content, whole=True)):
-                try:
-                    yield parse_sample(shard.name, group, content)
-                except BadSampleError:
-                    continue
-        except BrokenTarError:
-            continue
+    for shard in find_shards(store, "train"):
+        with store.whole(shard) as buffer, suppress(BrokenTarError):
+            for group in group_members(walk_tar(buffer, whole=True)):
+                with suppress(BadSampleError):
+                    yield parse_sample(shard, group, buffer)

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.shards import MOST_FPS, READ_VERSIONS
+from flagscale_vla.data.store import Place, Store
 from flagscale_vla.data.tar import LAST_MEMBER, BrokenTarError, Buffer, Group, group_members, walk_tar
 from flagscale_vla.records import Action, Image, RawSample, Segment, State, Text, Video
 
@@ -27,22 +27,21 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 STRUCTURE = ("schema_version", "segments")
 
 
-def read_sample(shard: Path, start: int, size: int) -> RawSample:
-    """The sample that lies at bytes [start, start + size) of a shard.
+def read_sample(store: Store, place: Place) -> RawSample:
+    """One sample; no other bytes of its shard are read.
 
     Raises:
-        BadSampleError: those bytes hold no whole sample.
+        BadSampleError: those bytes cannot be had, or hold no whole sample.
     """
+    member = f"{place.shard}/byte {place.start}"
     try:
-        with shard.open("rb", buffering=0) as file:
-            file.seek(start)
-            content = file.read(size)
+        content = store.read(place.shard, place.start, place.size)
         groups = list(group_members(walk_tar(content, whole=False)))
     except (OSError, BrokenTarError) as error:
-        raise BadSampleError(f"{shard.name}/byte {start}", f"cannot be read: {error}") from error
+        raise BadSampleError(member, f"cannot be read: {error}") from error
     if len(groups) != 1:
-        raise BadSampleError(f"{shard.name}/byte {start}", f"{len(groups)} samples lie where the index has one")
-    return parse_sample(shard.name, groups[0], content)
+        raise BadSampleError(member, f"{len(groups)} samples lie where the index has one")
+    return parse_sample(place.shard, groups[0], content)
 
 
 def parse_sample(shard: str, group: Group, buffer: Buffer) -> RawSample:

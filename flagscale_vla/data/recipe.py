@@ -177,7 +177,15 @@ class Recipe:
         return scaler.unnormalize(normalized[..., : len(scaler.shift)])
 
     def length(self, raw: RawSample) -> int:
-        """Tokens of the whole sample; of its pictures only headers are read. A cut conversation has fewer.
+        """Tokens of the whole sample. A cut conversation has fewer.
+
+        Raises:
+            BadSampleError: as `lay_out`.
+        """
+        return len(self.lay_out(raw).tokens)
+
+    def lay_out(self, raw: RawSample) -> Layout:
+        """The whole sample as tokens; of its pictures only headers are read.
 
         Raises:
             BadSampleError: a picture's header, a number, a width or a robot does not fit.
@@ -185,7 +193,7 @@ class Recipe:
         check_segments(raw, self.embodiments, self.action.horizon)
         counts = [self._image_tokens(raw.key, segment) for segment in raw.segments if isinstance(segment, Image)]
         codes = self._codes(raw.key, raw.segments)
-        return len(self.conversation.lay_out(raw.segments, counts, None, codes).tokens)
+        return self.conversation.lay_out(raw.segments, counts, None, codes)
 
     def layout(self) -> list[object]:
         """All that the length of a sample depends on, as plain values."""

@@ -6,9 +6,9 @@ the first look at millions of samples, and it says where a broken file breaks.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 BLOCK = 512
 REGULAR = (b"0", b"\0")
@@ -18,7 +18,13 @@ PAX_OVERRIDES = (b" path=", b" size=")
 LAST_MEMBER = "json"
 CHECKSUM_FIELD = slice(148, 156)
 
-Buffer = bytes | mmap.mmap
+
+class Buffer(Protocol):
+    """Bytes that can be cut, as those of a string or of a mapped file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
 
 
 class BrokenTarError(ValueError):

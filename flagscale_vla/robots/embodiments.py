@@ -69,11 +69,20 @@ def load_embodiments(folder: Path) -> dict[str, Embodiment]:
     path = folder / FILE_NAME
     if not path.is_file():
         raise ValueError(f"{path} is missing: a folder of shards names its robots there; `record_demo` writes it")
+    return read_embodiments(path.read_bytes(), str(path))
+
+
+def read_embodiments(content: bytes, where: str) -> dict[str, Embodiment]:
+    """The robots in what `embodiments.json` holds, by name; `where` it lies is for messages.
+
+    Raises:
+        ValueError: it is not JSON, or an entry lacks a field or has an unknown one.
+    """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(content)
         return {name: embodiment_from_json(name, entry) for name, entry in entries.items()}
-    except (json.JSONDecodeError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read: {type(error).__name__} {error}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{where} cannot be read: {type(error).__name__} {error}") from error
 
 
 def embodiment_from_json(name: str, entry: dict[str, object]) -> Embodiment:

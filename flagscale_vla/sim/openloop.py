@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image as Picture
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.data.shards import list_shards
+from flagscale_vla.data.store import LocalStore, Place, Store
 from flagscale_vla.data.tar import group_members, walk_tar
 from flagscale_vla.policy.client import PolicyClient
 from flagscale_vla.records import Action, Image, Observation, RawSample, State, Text
@@ -23,10 +23,6 @@ SPLIT = "heldout"
 FRAMES = 256
 """Frames measured at most; drawn over all held-out episodes."""
 BATCH = 16
-
-Place = tuple[Path, int, int]
-"""shard, first byte, number of bytes"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLoop:
@@ -66,11 +62,12 @@ def measure_open_loop(client: PolicyClient, folder: Path, seed: int) -> OpenLoop
         BadSampleError: a frame cannot be read.
         ValueError: a frame is of a robot the policy has no statistics of, or no frame has an action.
     """
-    places = list(find_frames(folder))
+    store = LocalStore(folder)
+    places = list(find_frames(store))
     order = np.random.default_rng([seed, 3]).permutation(len(places))[:FRAMES]
     sums = np.zeros(3)
     for start in range(0, len(order), BATCH):
-        samples = [read_sample(*places[index]) for index in order[start : start + BATCH]]
+        samples = [read_sample(store, places[index]) for index in order[start : start + BATCH]]
         sums += compare(client, samples, seed + start)
     if sums[2] == 0:
         raise ValueError(f"{folder}: no held-out frame has an action, so there is nothing to compare with")
@@ -93,12 +90,12 @@ def compare(client: PolicyClient, samples: Sequence[RawSample], seed: int) -> ND
     return sums
 
 
-def find_frames(folder: Path) -> Iterator[Place]:
+def find_frames(store: Store) -> Iterator[Place]:
     """Where each held-out sample lies, without reading what is in it."""
-    for shard in list_shards(folder, SPLIT):
-        with shard.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+    for shard in store.list_shards(SPLIT):
+        with store.whole(shard) as buffer:
             for group in group_members(walk_tar(buffer, whole=True)):
-                yield shard, group.start, group.end - group.start
+                yield Place(shard, group.start, group.end - group.start)
 
 
 def observation_of(raw: RawSample) -> Observation:

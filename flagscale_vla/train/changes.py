@@ -13,7 +13,8 @@ from flagscale_vla.config.stored import Settings, flat_settings, flatten
 EXACT = ("model", "data", "action", "seed", "global_packs")
 """Top-level keys that fix what is trained and on what; another value would break the run's exactness."""
 
-FREE = ("data.workers", "data.max_bad_share", "data.shards", "action.tokenizer")
+CACHE = ("data.cache.folder", "data.cache.max_bytes")
+FREE = ("data.workers", "data.max_bad_share", "data.shards", *CACHE, "action.tokenizer")
 """Exceptions to `EXACT`. Shards and an action tokenizer may be moved: what they hold is compared instead."""
 
 PARTS = ("vision", "merger", "language", "head")

@@ -11,7 +11,9 @@ from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.tokenizer_run import TokenizerRun
 from flagscale_vla.data.actions import Chunks, open_chunks
 from flagscale_vla.data.faults import Quarantine
-from flagscale_vla.robots.embodiments import Embodiment, load_embodiments
+from flagscale_vla.data.prepare import open_embodiments
+from flagscale_vla.data.store import Store, open_store
+from flagscale_vla.robots.embodiments import Embodiment
 from flagscale_vla.robots.statistics import RobotStatistics
 
 logger = logging.getLogger(__name__)
@@ -54,15 +56,15 @@ def open_data(run: TokenizerRun, *, writes: bool) -> FitData:
         ConfigError: there are no chunks, or `robots_left_out` names a robot that has none.
         ValueError: no shards, or too large a share of them cannot be used.
     """
-    folder = Path(run.data.shards)
-    train, heldout = (_open_split(run, split, writes=writes) for split in ("train", "heldout"))
+    store = open_store(run.data.shards, run.data.cache)
+    train, heldout = (_open_split(run, store, split, writes=writes) for split in ("train", "heldout"))
     check_chunks_there(run, train)
     left = run.robots_left_out
     check_left_out(left, train.robots)
     check_heldout(run, train, heldout)
     fitted = [name for name in train.robots if name not in left]
     statistics = {name: train.statistics[name] for name in train.robots}
-    robots = load_embodiments(folder)
+    robots = open_embodiments(store)
     data = FitData(
         train=train.only(fitted).choose(run.data.max_chunks),
         heldout=heldout.only(fitted).choose(run.data.max_heldout_chunks),
@@ -73,19 +75,19 @@ def open_data(run: TokenizerRun, *, writes: bool) -> FitData:
         invalid=train.num_invalid + heldout.num_invalid,
     )
     if writes:
-        _tell(folder, data)
+        _tell(store.url, data)
     return data
 
 
-def _open_split(run: TokenizerRun, split: str, *, writes: bool) -> Chunks:
-    chunks = open_chunks(Path(run.data.shards), split, run.horizon)
+def _open_split(run: TokenizerRun, store: Store, split: str, *, writes: bool) -> Chunks:
+    chunks = open_chunks(store, split, run.horizon)
     quarantine = Quarantine(Path(run.output) / "quarantine" / f"{split}.jsonl", run.data.max_bad_share)
     quarantine.inspect(chunks.num_samples, chunks.faults, listed=writes)
     return chunks
 
 
-def _tell(folder: Path, data: FitData) -> None:
-    logger.info("%s: %d chunks to fit on, %d held out", folder, len(data.train), len(data.heldout))
+def _tell(url: str, data: FitData) -> None:
+    logger.info("%s: %d chunks to fit on, %d held out", url, len(data.train), len(data.heldout))
     for name, robot in data.train.robots.items():
         logger.info("  %s: %d chunks, action %s", name, len(robot), " ".join(data.embodiments[name].action))
     if data.quarantined:

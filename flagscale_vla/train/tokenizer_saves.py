@@ -35,13 +35,13 @@ from flagscale_vla.config.provenance import git_hash, package_versions
 from flagscale_vla.config.stored import Settings, flat_settings
 from flagscale_vla.config.tokenizer_run import TokenizerRun
 from flagscale_vla.reports.outputs import SUMMARY, replace_text, settings_yaml
-from flagscale_vla.train.changes import differing, read_settings
+from flagscale_vla.train.changes import CACHE, differing, read_settings
 from flagscale_vla.train.saves import prune
 
 logger = logging.getLogger(__name__)
 
 STATE = "codec.safetensors"
-FREE = ("output", "parallel", "threads", "checkpoint", "report", "data.shards", "data.max_bad_share")
+FREE = ("output", "parallel", "threads", "checkpoint", "report", "data.shards", "data.max_bad_share", *CACHE)
 """Settings that may change when a fit goes on. Shards may be moved: what they hold is compared by its digest."""
 
 State = Mapping[str, Tensor]

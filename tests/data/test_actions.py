@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flagscale_vla.data import actions as actions_module
-from flagscale_vla.data.actions import Chunks, keep_chunks, open_chunks
+from flagscale_vla.data.actions import Chunks, open_chunks
 from flagscale_vla.data.index import build_index
+from flagscale_vla.data.kept import PARTIAL
+from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Action, RawSample
-from flagscale_vla.robots.embodiments import load_embodiments
 from flagscale_vla.robots.statistics import hash_rank
 from tests.data.test_index import array_bytes, rewrite, with_json
 from tests.samples import (
@@ -26,6 +29,8 @@ from tests.samples import (
     write_shards,
 )
 
+DEAD = 1 << 22
+"""No process has this number: Linux gives smaller ones."""
 RAWS = [
     *(robot_sample(seed) for seed in range(12)),
     *(robot_sample(seed, PANDA) for seed in range(20, 24)),
@@ -38,7 +43,7 @@ HORIZON = 8
 
 def test_every_chunk_is_kept_with_its_steps_and_its_key(tmp_path: Path) -> None:
     write_shards(tmp_path, RAWS, max_bytes=40_000)
-    chunks = open_chunks(tmp_path, "train", HORIZON)
+    chunks = open_chunks(LocalStore(tmp_path), "train", HORIZON)
     assert list(chunks.robots) == ["panda", "sawyer"]
     assert (len(chunks.robots["panda"]), len(chunks.robots["sawyer"])) == (4, 14)
     assert (chunks.num_samples, chunks.faults, chunks.num_invalid) == (len(RAWS), (), 0)
@@ -57,28 +62,28 @@ def test_every_chunk_is_kept_with_its_steps_and_its_key(tmp_path: Path) -> None:
 
 def test_statistics_are_the_very_ones_of_pretraining(tmp_path: Path) -> None:
     write_shards(tmp_path, RAWS, max_bytes=40_000)
-    index = build_index(tmp_path, "train", make_recipe().with_statistics({}))
-    assert open_chunks(tmp_path, "train", HORIZON).statistics == index.statistics
+    index = build_index(LocalStore(tmp_path), "train", make_recipe().with_statistics({}))
+    assert open_chunks(LocalStore(tmp_path), "train", HORIZON).statistics == index.statistics
 
 
 def test_shards_are_read_once_and_again_where_they_or_the_horizon_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path, RAWS[:6])
-    first = open_chunks(tmp_path, "train", HORIZON)
+    first = open_chunks(LocalStore(tmp_path), "train", HORIZON)
     with monkeypatch.context() as patch:
         patch.setattr(actions_module, "keep_chunks", None)
-        assert open_chunks(tmp_path, "train", HORIZON).digest() == first.digest()
-    assert open_chunks(tmp_path, "train", HORIZON - 1).robots["sawyer"].values.shape == (6, HORIZON - 1, 4)
+        assert open_chunks(LocalStore(tmp_path), "train", HORIZON).digest() == first.digest()
+    assert open_chunks(LocalStore(tmp_path), "train", HORIZON - 1).robots["sawyer"].values.shape == (6, HORIZON - 1, 4)
     for path in tmp_path.glob("train-*.tar"):
         path.unlink()
     write_shards(tmp_path, RAWS[:5])
-    assert len(open_chunks(tmp_path, "train", HORIZON)) == 5
+    assert len(open_chunks(LocalStore(tmp_path), "train", HORIZON)) == 5
 
 
 def test_a_choice_is_uniform_and_takes_the_smallest_hashes(tmp_path: Path) -> None:
     write_shards(tmp_path, RAWS)
-    chunks = open_chunks(tmp_path, "train", HORIZON)
+    chunks = open_chunks(LocalStore(tmp_path), "train", HORIZON)
     chosen = chunks.choose(7)
     keys = [key for robot in chunks.robots.values() for key in robot.keys]
     assert {key for robot in chosen.robots.values() for key in robot.keys} == set(sorted(keys, key=hash_rank)[:7])
@@ -89,7 +94,7 @@ def test_a_choice_is_uniform_and_takes_the_smallest_hashes(tmp_path: Path) -> No
 
 def test_places_run_over_all_robots(tmp_path: Path) -> None:
     write_shards(tmp_path, RAWS)
-    chunks = open_chunks(tmp_path, "train", HORIZON)
+    chunks = open_chunks(LocalStore(tmp_path), "train", HORIZON)
     taken = chunks.take(np.array([5, 3, 0]))
     assert taken["panda"].keys == tuple(chunks.robots["panda"].keys[row] for row in (3, 0))
     assert taken["sawyer"].keys == (chunks.robots["sawyer"].keys[1],)
@@ -117,7 +122,7 @@ def spoil(folder: Path) -> Chunks:
         contents[f"{keys[3]}.action.npy"] = b"damaged"
 
     rewrite(path, change)
-    return open_chunks(folder, "train", HORIZON)
+    return open_chunks(LocalStore(folder), "train", HORIZON)
 
 
 def test_what_cannot_be_used_is_named_and_counted(tmp_path: Path) -> None:
@@ -141,35 +146,38 @@ def test_what_cannot_be_used_is_named_and_counted(tmp_path: Path) -> None:
 
 def test_a_longer_horizon_than_was_stored_is_named(tmp_path: Path) -> None:
     write_shards(tmp_path, RAWS[:2])
-    chunks = open_chunks(tmp_path, "train", STORED_STEPS + 1)
+    chunks = open_chunks(LocalStore(tmp_path), "train", STORED_STEPS + 1)
     assert len(chunks) == 0
     assert "its action has 16 steps; horizon=17 needs at least as many" in str(chunks.faults[0])
 
 
 def test_a_folder_without_shards_robots_or_chunks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no train-\*.tar"):
-        open_chunks(tmp_path, "train", HORIZON)
+        open_chunks(LocalStore(tmp_path), "train", HORIZON)
     write_shards(tmp_path, [text_sample(0, 20)])
-    assert open_chunks(tmp_path, "train", HORIZON).robots == {}
+    assert open_chunks(LocalStore(tmp_path), "train", HORIZON).robots == {}
     (tmp_path / "embodiments.json").unlink()
     with pytest.raises(ValueError, match=r"embodiments.json is missing"):
-        open_chunks(tmp_path, "train", HORIZON)
+        open_chunks(LocalStore(tmp_path), "train", HORIZON)
 
 
 def test_a_pass_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
     write_shards(tmp_path, RAWS[:3])
-    open_chunks(tmp_path, "train", HORIZON)
+    open_chunks(LocalStore(tmp_path), "train", HORIZON)
     (kept,) = (tmp_path / ".index").glob("*.chunks")
-    kept.rename(kept.with_suffix(".1234.tmp"))
-    again = open_chunks(tmp_path, "train", HORIZON)
+    left = kept.rename(kept.with_name(kept.name + PARTIAL.format(DEAD)))
+    again = open_chunks(LocalStore(tmp_path), "train", HORIZON)
     assert len(again) == 3
     assert json.loads((kept / "chunks.json").read_text())["num_samples"] == 3
+    assert not left.exists()
 
 
 def test_two_jobs_may_find_the_same_at_once(tmp_path: Path) -> None:
     write_shards(tmp_path, RAWS[:3])
-    first = open_chunks(tmp_path, "train", HORIZON)
+    first = open_chunks(LocalStore(tmp_path), "train", HORIZON)
     (kept,) = (tmp_path / ".index").glob("*.chunks")
-    keep_chunks(kept, tmp_path, "train", load_embodiments(tmp_path), HORIZON)
-    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
-    assert open_chunks(tmp_path, "train", HORIZON).digest() == first.digest()
+    shutil.rmtree(kept)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: open_chunks(LocalStore(tmp_path), "train", HORIZON), range(4)))
+    assert {chunks.digest() for chunks in found} == {first.digest()}
+    assert [path.name for path in kept.parent.glob("*.*")] == [kept.name, ".lock"]

@@ -18,6 +18,7 @@ from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.index import Index, build_index, open_index
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Action, RawSample, State
 from tests.samples import PANDA, make_recipe, picture_sample, robot_sample, text_sample, write_shards
 
@@ -71,13 +72,13 @@ def same(first: RawSample, second: RawSample, shard: str) -> bool:
 
 def test_every_sample_is_found_and_read_back(tmp_path: Path, recipe: Recipe) -> None:
     shards = write_shards(tmp_path, RAWS, max_bytes=40_000)
-    index = build_index(tmp_path, "train", recipe)
+    index = build_index(LocalStore(tmp_path), "train", recipe)
     assert len(shards) > 2
     assert len(index) == len(RAWS)
     assert not index.faults
     for sample, raw in enumerate(RAWS):
-        path, start, size = index.place(sample)
-        assert same(raw, read_sample(path, start, size), path.name)
+        place = index.place(sample)
+        assert same(raw, read_sample(index.store, place), place.shard)
         assert index.keys[sample] == raw.key
         assert index.lengths[sample] == recipe.length(raw)
     assert set(index.robots) == {"sawyer", "panda", ""}
@@ -85,7 +86,7 @@ def test_every_sample_is_found_and_read_back(tmp_path: Path, recipe: Recipe) -> 
 
 def test_statistics_are_those_of_each_robots_frames(tmp_path: Path, recipe: Recipe) -> None:
     write_shards(tmp_path, RAWS, max_bytes=40_000)
-    statistics = build_index(tmp_path, "train", recipe).statistics
+    statistics = build_index(LocalStore(tmp_path), "train", recipe).statistics
     assert set(statistics) == {"sawyer", "panda"}
     segments = [segment for raw in RAWS[:12] for segment in raw.segments]
     states = np.stack([segment.values for segment in segments if isinstance(segment, State)]).astype(np.float64)
@@ -98,9 +99,9 @@ def test_statistics_are_those_of_each_robots_frames(tmp_path: Path, recipe: Reci
 
 def test_it_does_not_depend_on_processes(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, RAWS, max_bytes=40_000)
-    alone = build_index(tmp_path, "train", recipe)
+    alone = build_index(LocalStore(tmp_path), "train", recipe)
     monkeypatch.setattr(index_module, "BYTES_PER_PROCESS", 1)
-    together = build_index(tmp_path, "train", recipe, processes=2)
+    together = build_index(LocalStore(tmp_path), "train", recipe, processes=2)
     assert_equal(alone, together)
 
 
@@ -113,26 +114,28 @@ def assert_equal(first: Index, second: Index) -> None:
 
 def test_it_is_kept_until_something_changes(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = write_shards(tmp_path, RAWS, max_bytes=40_000)
-    built = open_index(tmp_path, "train", recipe)
+    built = open_index(LocalStore(tmp_path), "train", recipe)
     with monkeypatch.context() as patch:
         patch.setattr(index_module, "build_index", lambda *_, **__: pytest.fail("built again"))
-        assert_equal(open_index(tmp_path, "train", recipe), built)
+        assert_equal(open_index(LocalStore(tmp_path), "train", recipe), built)
     longer = make_recipe(horizon=9).with_statistics({})
-    assert (open_index(tmp_path, "train", longer).lengths[:16] == built.lengths[:16] + 1).all()
+    assert (open_index(LocalStore(tmp_path), "train", longer).lengths[:16] == built.lengths[:16] + 1).all()
     shards[0].unlink()
-    assert len(open_index(tmp_path, "train", recipe)) < len(built)
+    assert len(open_index(LocalStore(tmp_path), "train", recipe)) < len(built)
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path, recipe: Recipe) -> None:
     write_shards(tmp_path, RAWS[:1])
     (tmp_path / ".index").write_text("a file where a folder should be")
-    with pytest.raises(ValueError, match=r"\.index/train-.*cannot be written.*must be writable once"):
-        open_index(tmp_path, "train", recipe)
+    with pytest.raises(
+        ValueError, match=r"\.index cannot be written to .*one folder must be writable: .*data\.cache\.folder"
+    ):
+        open_index(LocalStore(tmp_path), "train", recipe)
 
 
 def test_an_empty_folder_says_what_makes_shards(tmp_path: Path, recipe: Recipe) -> None:
     with pytest.raises(ValueError, match=r"holds no heldout-\*\.tar; .*record_demo"):
-        open_index(tmp_path, "heldout", recipe)
+        open_index(LocalStore(tmp_path), "heldout", recipe)
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], str, str]] = {
@@ -210,7 +213,7 @@ def test_a_bad_sample_is_quarantined_and_the_others_kept(tmp_path: Path, recipe:
     damage, member, reason = FAULTS[name]
     (shard,) = write_shards(tmp_path, RAWS[:4])
     rewrite(shard, damage)
-    index = build_index(tmp_path, "train", recipe)
+    index = build_index(LocalStore(tmp_path), "train", recipe)
     assert index.keys == ("robot-00000", "robot-00002", "robot-00003")
     (fault,) = index.faults
     assert fault.shard == "train-000000.tar"
@@ -220,25 +223,25 @@ def test_a_bad_sample_is_quarantined_and_the_others_kept(tmp_path: Path, recipe:
 
 def test_a_truncated_tar_keeps_what_is_whole(tmp_path: Path, recipe: Recipe) -> None:
     first, *_ = write_shards(tmp_path, RAWS, max_bytes=40_000)
-    whole = build_index(tmp_path, "train", recipe)
+    whole = build_index(LocalStore(tmp_path), "train", recipe)
     os.truncate(first, first.stat().st_size // 2)
-    index = build_index(tmp_path, "train", recipe)
+    index = build_index(LocalStore(tmp_path), "train", recipe)
     assert 0 < len(index) < len(whole)
     (fault,) = index.faults
     assert fault.shard == first.name
     assert fault.member.startswith("robot-")
     assert "truncated" in fault.reason
     os.truncate(first, 0)
-    assert "0 bytes" in build_index(tmp_path, "train", recipe).faults[0].reason
+    assert "0 bytes" in build_index(LocalStore(tmp_path), "train", recipe).faults[0].reason
 
 
 def test_a_damaged_header_costs_what_follows_and_says_how_much(tmp_path: Path, recipe: Recipe) -> None:
     (shard,) = write_shards(tmp_path, RAWS[:4])
-    _, start, _ = build_index(tmp_path, "train", recipe).place(2)
+    start = build_index(LocalStore(tmp_path), "train", recipe).place(2).start
     content = bytearray(shard.read_bytes())
     content[start + 3] ^= 1
     shard.write_bytes(content)
-    index = build_index(tmp_path, "train", recipe)
+    index = build_index(LocalStore(tmp_path), "train", recipe)
     assert index.keys == ("robot-00000", "robot-00001")
     (fault,) = index.faults
     assert fault.member == "robot-00001.json"
@@ -252,24 +255,25 @@ def test_members_that_do_not_lie_together_are_found(tmp_path: Path, recipe: Reci
         contents["robot-00000.state.npy"] = contents.pop("robot-00000.state.npy")
 
     rewrite(shard, interleave)
-    index = build_index(tmp_path, "train", recipe)
+    index = build_index(LocalStore(tmp_path), "train", recipe)
     assert index.keys == ("robot-00001", "robot-00002")
     assert [fault.member for fault in index.faults] == ["robot-00000.state.npy", "robot-00000.json"]
 
 
 def test_a_shard_that_changed_since_is_noticed_when_read(tmp_path: Path, recipe: Recipe) -> None:
     (shard,) = write_shards(tmp_path, RAWS[:3])
-    path, start, size = build_index(tmp_path, "train", recipe).place(1)
+    store = LocalStore(tmp_path)
+    place = build_index(store, "train", recipe).place(1)
     with pytest.raises(BadSampleError, match="cannot be read"):
-        read_sample(path, start + 100, size)
-    os.truncate(shard, start + size // 2)
+        read_sample(store, dataclasses.replace(place, start=place.start + 100))
+    os.truncate(shard, place.start + place.size // 2)
     with pytest.raises(BadSampleError, match=r"train-000000\.tar/byte \d+: cannot be read"):
-        read_sample(path, start, size)
+        read_sample(store, place)
 
 
 def test_a_sample_longer_than_a_row_is_named(tmp_path: Path, recipe: Recipe) -> None:
     write_shards(tmp_path, [text_sample(0, 40), text_sample(1, 300)])
-    index = build_index(tmp_path, "train", recipe)
+    index = build_index(LocalStore(tmp_path), "train", recipe)
     (fault,) = index.too_long(256)
     assert str(fault).startswith("train-000000.tar/text-00001: has ")
     assert "data.pack_length=256 is shorter" in fault.reason

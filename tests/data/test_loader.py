@@ -15,6 +15,7 @@ from flagscale_vla.data.faults import Quarantine, load_faults
 from flagscale_vla.data.index import build_index
 from flagscale_vla.data.loader import Loader, Source
 from flagscale_vla.data.shards import ShardWriter
+from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Image, PackedBatch, RawSample
 from tests.samples import make_recipe, mixed_samples, robot_sample, write_shards
 
@@ -31,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 def make_source(folder: Path, augment: bool = True) -> Source:
     recipe = make_recipe(shift_pixels=2)
-    index = build_index(folder, "train", recipe)
+    index = build_index(LocalStore(folder), "train", recipe)
     recipe = recipe.with_statistics(index.statistics)
     return Source(index=index, recipe=recipe, pack_length=LENGTH, seed=3, augment=augment)
 
@@ -40,7 +41,7 @@ def make_source(folder: Path, augment: bool = True) -> Source:
 def opened(
     source: Source, *, rank: int = 0, size: int = 1, packs: int = 0, workers: int = 0, bad_share: float = 0.0
 ) -> Iterator[Loader]:
-    quarantine = Quarantine(Path(source.index.folder) / "quarantine.jsonl", bad_share)
+    quarantine = Quarantine(Path(source.index.store.url) / "quarantine.jsonl", bad_share)
     with Loader(source, dp_rank=rank, dp_size=size, packs=packs, workers=workers, quarantine=quarantine) as loader:
         yield loader
 

@@ -10,13 +10,14 @@ import torch.distributed as dist
 from flagscale_vla.data.faults import Quarantine
 from flagscale_vla.data.index import open_index
 from flagscale_vla.data.loader import Loader, Source
+from flagscale_vla.data.store import LocalStore
 from tests.helpers import run_ranks
 from tests.samples import make_recipe, mixed_samples, write_shards
 
 
 def make_source(folder: Path) -> Source:
     recipe = make_recipe()
-    index = open_index(folder, "train", recipe)
+    index = open_index(LocalStore(folder), "train", recipe)
     recipe = recipe.with_statistics(index.statistics)
     return Source(index=index, recipe=recipe, pack_length=512, seed=0, augment=True)
 

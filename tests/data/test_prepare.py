@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flagscale_vla.config.data import DataConfig
+from flagscale_vla.config.data import CacheConfig, DataConfig
 from flagscale_vla.data import prepare
 from flagscale_vla.data.index import open_index
 from flagscale_vla.data.prepare import open_train_data
+from flagscale_vla.data.store import LocalStore
 from tests.samples import action_config, image_config, mixed_samples, robot_sample, text_sample, write_shards
 
 
 def settings(folder: Path, tokenizer: str = "fit") -> DataConfig:
     return DataConfig(
         shards=str(folder),
+        cache=CacheConfig(folder=str(folder / "cache"), max_bytes=1 << 20),
         tokenizer=tokenizer,
         system_prompt="You are a helpful physical assistant.",
         image=image_config(),
@@ -51,7 +53,7 @@ def test_the_heldout_split_is_read_with_the_recipe_of_training(tmp_path: Path) -
     write_shards(tmp_path, [robot_sample(seed) for seed in range(10)])
     write_shards(tmp_path, [robot_sample(seed) for seed in range(10, 14)], "heldout")
     recipe, index = open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
-    heldout = open_index(tmp_path, "heldout", recipe)
+    heldout = open_index(LocalStore(tmp_path), "heldout", recipe)
     assert (len(index), len(heldout)) == (10, 4)
 
 

@@ -17,6 +17,7 @@ from flagscale_vla.data.codes import check_ranges, with_layers
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.index import build_index
 from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Action, RawSample, Sample
 from tests.data.test_recipe import assert_same, observe
 from tests.samples import (
@@ -179,7 +180,7 @@ def test_a_recipe_with_codes_survives_disk_and_a_worker(recipe: Recipe, both: Re
 def test_an_index_counts_codes_and_is_another_one_for_other_codes(recipe: Recipe, tmp_path: Path) -> None:
     raws = [robot_sample(0), robot_sample(1, PANDA), text_sample(2, 20)]
     write_shards(tmp_path, raws)
-    index = build_index(tmp_path, "train", recipe)
+    index = build_index(LocalStore(tmp_path), "train", recipe)
     assert index.lengths.tolist() == [make(recipe, raw).tokens.numel() for raw in raws]
     layouts = [recipe.layout(), make_recipe(vocab=768).layout()]
     layouts += [make_recipe(vocab=768, answer=Answer.codes, codec=binning(bins)).layout() for bins in (15, 14)]

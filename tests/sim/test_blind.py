@@ -14,6 +14,7 @@ from flagscale_vla.config.runs import RecordRun, Tier
 from flagscale_vla.data.index import open_index
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Action, Image, Observation, State, Text
 from flagscale_vla.robots.embodiments import load_embodiments
 from flagscale_vla.sim import blocks, record
@@ -99,10 +100,10 @@ def test_the_robot_has_no_cameras_and_the_report_no_strips(blind):
 
 def test_shards_index_load_and_train(blind):
     recipe = recipe_of(blind)
-    index = open_index(blind, "train", recipe)
+    index = open_index(LocalStore(blind), "train", recipe)
     assert index.faults == ()
     assert len(index) == json.loads((blind / "summary.json").read_text())["steps"]
-    raw = read_sample(*index.place(3))
+    raw = read_sample(index.store, index.place(3))
     assert [type(segment) for segment in raw.segments] == [State, Text, Action]
     assert not [segment for segment in raw.segments if isinstance(segment, Image)]
     sample = recipe.with_statistics(index.statistics).sample(raw, seed=0, epoch=0, augment=True)
@@ -112,7 +113,7 @@ def test_shards_index_load_and_train(blind):
 
 def test_a_policy_trained_so_refuses_pictures_and_takes_none(blind):
     recipe = recipe_of(blind)
-    recipe = recipe.with_statistics(open_index(blind, "train", recipe).statistics)
+    recipe = recipe.with_statistics(open_index(LocalStore(blind), "train", recipe).statistics)
     seen = Observation(images={}, state=np.zeros(4, np.float32), instruction="reach", robot="metaworld_sawyer")
     assert len(recipe.prompt(seen, seed=0).pixels) == 0
     with pytest.raises(ValueError, match=r"'metaworld_sawyer' has cameras \[\], the observation has \['front'\]"):

@@ -32,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 @pytest.fixture(scope="module")
 def views(source: Source) -> list[View]:
-    raws = [read_sample(*source.index.place(number)) for number in range(len(RAWS))]
+    raws = [read_sample(source.index.store, source.index.place(number)) for number in range(len(RAWS))]
     samples = [source.recipe.sample(raw, seed=0, epoch=0, augment=False) for raw in raws]
     return list(sample_views(source.recipe.pack(samples, 512), source))
 

@@ -93,7 +93,7 @@ def test_summary(tmp_path: Path, source: Source) -> None:
 
 def test_page_shows_curves_settings_and_what_the_model_saw(tmp_path: Path, source: Source) -> None:
     run = small_run(tmp_path, "steps=2", "report.samples=2")
-    raws = [read_sample(*source.index.place(number)) for number in range(2)]
+    raws = [read_sample(source.index.store, source.index.place(number)) for number in range(2)]
     samples = [source.recipe.sample(raw, seed=0, epoch=0, augment=False) for raw in raws]
     batch = source.recipe.pack(samples, 512)
     with Report(run, source, writes=True, device="a test", progress=Progress()) as report:

@@ -18,6 +18,7 @@ from flagscale_vla.config.checkpoints import checkpoint_folder, committed
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.tokenizer_run import TokenizerRun
 from flagscale_vla.data.actions import open_chunks
+from flagscale_vla.data.store import LocalStore
 from flagscale_vla.train import tokenizer as job
 from flagscale_vla.train.tokenizer_fit import check_finite, draw_rows
 from flagscale_vla.train.tokenizer_fit import save as save_fit
@@ -64,7 +65,7 @@ def test_it_leaves_a_tokenizer_figures_lines_and_a_page(fitted: Path, shards: Pa
     for words in ("At the same mean number of tokens", "position", "FAST", "BEAST", "sawyer", "panda"):
         assert words in page
     tokenizer = load_action_tokenizer(fitted / "action_tokenizer")
-    chunks = open_chunks(shards, "heldout", 8).robots["panda"]
+    chunks = open_chunks(LocalStore(shards), "heldout", 8).robots["panda"]
     decoded = tokenizer.decode("panda", tokenizer.encode("panda", chunks.values), 8)
     assert decoded.shape == chunks.values.shape
 

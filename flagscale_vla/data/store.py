@@ -1,0 +1,162 @@
+"""Where shards lie: a folder, or a place that fsspec reaches. All reading of shards goes through a `Store`."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from flagscale_vla.config.data import CacheConfig
+from flagscale_vla.data.kept import KEPT_FOLDER, Kept
+from flagscale_vla.data.shards import list_shards
+from flagscale_vla.data.tar import Buffer
+
+PIECE = 8 << 20
+"""Bytes of a shard taken at a time where all of it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one sample lies."""
+
+    shard: str
+    """file name of the tar"""
+    start: int
+    """first byte"""
+    size: int
+    """bytes"""
+
+
+class Store(Protocol):
+    """The files of one source. Can be pickled: each process opens what it needs itself."""
+
+    @property
+    def url(self) -> str:
+        """For messages."""
+
+    @property
+    def kept(self) -> Kept:
+        """Where what is found in the shards is kept."""
+
+    def list_shards(self, split: str) -> tuple[str, ...]:
+        """File names of the finished shards of a split, in order.
+
+        Raises:
+            OSError: they cannot be listed.
+        """
+
+    def stamps(self, names: Sequence[str]) -> tuple[str, ...]:
+        """A text for each file that changes when the file does, without reading it.
+
+        Raises:
+            OSError: a file cannot be reached.
+        """
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            OSError: it cannot be reached.
+        """
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """At most `size` bytes from `start` on; fewer where the file ends.
+
+        Raises:
+            OSError: they cannot be read; names the file.
+        """
+
+    def find(self, name: str) -> bytes | None:
+        """A small file; None where there is none.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+    def whole(self, name: str) -> AbstractContextManager[Buffer]:
+        """A shard to be looked through from front to back.
+
+        Raises:
+            OSError: it cannot be read; names the file.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStore:
+    """A folder of this machine. Nothing of it is cached: the operating system does that.
+
+    Args:
+        path: the folder.
+        elsewhere: where things are kept if the folder cannot be written to; None for nowhere.
+    """
+
+    path: Path
+    elsewhere: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """The folder's path."""
+        return str(self.path)
+
+    @property
+    def kept(self) -> Kept:
+        """`.index` beside the shards, then the other folder."""
+        return Kept((self.path / KEPT_FOLDER, *([self.elsewhere] if self.elsewhere else [])))
+
+    def list_shards(self, split: str) -> tuple[str, ...]:
+        """As `Store`."""
+        return tuple(path.name for path in list_shards(self.path, split))
+
+    def stamps(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Name, size and time of change of each file."""
+        found = [(name, (self.path / name).stat()) for name in names]
+        return tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found)
+
+    def size(self, name: str) -> int:
+        """As `Store`."""
+        return (self.path / name).stat().st_size
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        """As `Store`."""
+        file = os.open(self.path / name, os.O_RDONLY)
+        try:
+            return os.pread(file, size, start)
+        finally:
+            os.close(file)
+
+    def find(self, name: str) -> bytes | None:
+        """As `Store`."""
+        path = self.path / name
+        return path.read_bytes() if path.is_file() else None
+
+    @contextmanager
+    def whole(self, name: str) -> Iterator[Buffer]:
+        """As `Store`; the file is mapped."""
+        with (self.path / name).open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                # An empty file cannot be mapped.
+                yield b""
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+                yield buffer
+
+
+def open_store(url: str, cache: CacheConfig) -> Store:
+    """The store of a folder's path."""
+    return LocalStore(Path(url), Path(cache.folder) / KEPT_FOLDER)
+
+
+def find_shards(store: Store, split: str) -> tuple[str, ...]:
+    """The shards of a split.
+
+    Raises:
+        ValueError: there are none.
+    """
+    shards = store.list_shards(split)
+    if not shards:
+        raise ValueError(f"{store.url} holds no {split}-*.tar; `python run.py --config-name record_demo` makes some")
+    return shards
