@@ -8,7 +8,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help train test check render install-render
+.PHONY: help train test check render install-render install-browser
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -42,6 +42,11 @@ render:
 install-render:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(RENDER_PACKAGES)
+
+# For the tests of the page on shards, which are skipped without one.
+install-browser:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium
 
 # The same 2,048 tokens a step as the config's one row: at these sizes a second process helps more than a second thread.
 TWO_RANKS := parallel.data=2 global_packs=2 data.pack_length=1024

@@ -23,6 +23,7 @@ from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
 from flagscale_vla.config.schema import register_schemas, settings_of
 from flagscale_vla.config.tokenizer_run import TokenizerRun
+from flagscale_vla.config.view import ViewRun
 
 JOBS: dict[type, tuple[str, str]] = {
     TrainRun: ("flagscale_vla.train.pretrain", "run"),
@@ -32,6 +33,7 @@ JOBS: dict[type, tuple[str, str]] = {
     ReplayRun: ("flagscale_vla.sim.replay", "run"),
     ImportRun: ("flagscale_vla.hf.importer", "run"),
     ExportRun: ("flagscale_vla.hf.exporter", "run"),
+    ViewRun: ("flagscale_vla.view.job", "run"),
 }
 """Root type of a config, to the module and function that does its job. Imported only when it is wanted."""
 

@@ -14,6 +14,7 @@ from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun
 from flagscale_vla.config.tokenizer_run import TokenizerRun
+from flagscale_vla.config.view import ViewRun
 
 SCHEMAS: dict[str, type] = {
     "train_schema": TrainRun,
@@ -23,6 +24,7 @@ SCHEMAS: dict[str, type] = {
     "replay_schema": ReplayRun,
     "import_schema": ImportRun,
     "export_schema": ExportRun,
+    "view_schema": ViewRun,
 }
 
 
