@@ -18,6 +18,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.config.convert_conversations import ConvertConversationsRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
@@ -33,6 +34,7 @@ JOBS: dict[type, tuple[str, str]] = {
     ReplayRun: ("flagscale_vla.sim.replay", "run"),
     ImportRun: ("flagscale_vla.hf.importer", "run"),
     ExportRun: ("flagscale_vla.hf.exporter", "run"),
+    ConvertConversationsRun: ("flagscale_vla.data.convert.conversations", "run"),
     ViewRun: ("flagscale_vla.view.job", "run"),
 }
 """Root type of a config, to the module and function that does its job. Imported only when it is wanted."""

@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.config.convert_conversations import ConvertConversationsRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun
@@ -24,6 +25,7 @@ SCHEMAS: dict[str, type] = {
     "replay_schema": ReplayRun,
     "import_schema": ImportRun,
     "export_schema": ExportRun,
+    "convert_conversations_schema": ConvertConversationsRun,
     "view_schema": ViewRun,
 }
 

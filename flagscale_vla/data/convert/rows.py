@@ -25,7 +25,7 @@ class RowPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Entry:
     """What one row holds."""
 
     place: str
@@ -74,7 +74,7 @@ def load_list(path: Path) -> list[Any]:
     return content
 
 
-def read_rows(path: Path, places: Sequence[RowPlace]) -> Iterator[Row]:
+def read_rows(path: Path, places: Sequence[RowPlace]) -> Iterator[Entry]:
     """The rows at these places; one that is no JSON object says so."""
     if path.suffix == ".json":
         content = load_list(path)
@@ -87,16 +87,18 @@ def read_rows(path: Path, places: Sequence[RowPlace]) -> Iterator[Row]:
             try:
                 yield as_row(path, place.number, json.loads(file.readline()))
             except (ValueError, RecursionError) as error:
-                yield Row(place=f"{path}:{place.number}", number=place.number, content=None, reason=f"no JSON: {error}")
+                yield Entry(
+                    place=f"{path}:{place.number}", number=place.number, content=None, reason=f"not JSON: {error}"
+                )
 
 
-def as_row(path: Path, number: int, content: object) -> Row:
+def as_row(path: Path, number: int, content: object) -> Entry:
     """One row, or why it is none."""
     place = f"{path}:{number}"
     if not isinstance(content, dict):
-        reason = f"must be an object, not {type(content).__name__}"
-        return Row(place=place, number=number, content=None, reason=reason)
-    return Row(place=place, number=number, content=content, reason="")
+        reason = f"not an object: the row is {type(content).__name__}"
+        return Entry(place=place, number=number, content=None, reason=reason)
+    return Entry(place=place, number=number, content=content, reason="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class RowError(ValueError):
-    """A row that cannot be converted, and why."""
+    """A row that cannot be converted: what kind of fault, a colon, and the particulars."""
 
 
 class Role(Enum):
@@ -46,8 +46,8 @@ MARKS = "|".join(mark.value for mark in Mark)
 TIGHT = re.compile(rf"\s*({MARKS})\n?")
 """EO-1's reading of a mark (multim_dataset.py, replace_image_tokens): white space before it and one line's end behind
 it go with it."""
-LOOSE = re.compile(rf"({MARKS})")
-"""LLaMA-Factory's: the mark alone."""
+LOOSE = re.compile(f"({Mark.image.value}|{Mark.video.value})")
+"""LLaMA-Factory's: the mark alone, and pictures and films only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +71,9 @@ def read_turns(content: Mapping[str, Any]) -> list[Turn]:
     for number, turn in enumerate(body):
         wanted = Role.assistant if number % 2 else Role.user
         if turn.role is not wanted:
-            raise RowError(f"turn {number + 1} is the {turn.role.value}'s; user and assistant must alternate")
+            raise RowError(f"turns do not alternate: turn {number + 1} after the system's is the {turn.role.value}'s")
     if len(body) < 2 or len(body) % 2:
-        raise RowError(f"has {len(body)} turns; it must end with the assistant's answer")
+        raise RowError(f"turns do not end with an answer: there are {len(body)}, which must be an even number above 0")
     return turns
 
 
@@ -89,7 +89,9 @@ def spell_turns(content: Mapping[str, Any]) -> list[Turn]:
                 Turn(role=Role.user, text=question, loss=None),
                 Turn(role=Role.assistant, text=answer, loss=None),
             ]
-    raise RowError("has no list of `conversations` or `messages`, and no `question` with an `answer`")
+    raise RowError(
+        "no conversation: there is no list `conversations` or `messages`, and no `question` with an `answer`"
+    )
 
 
 def read_turn(entry: object, speaker: str, said: str) -> Turn:
@@ -99,13 +101,13 @@ def read_turn(entry: object, speaker: str, said: str) -> Turn:
         RowError: a field is missing or of another kind, or the speaker is unknown.
     """
     if not isinstance(entry, dict) or not isinstance(entry.get(said), str):
-        raise RowError(f"has a turn that is no object with the texts `{speaker}` and `{said}`: {entry!r:.80}")
+        raise RowError(f"bad turn: it must be an object with the texts `{speaker}` and `{said}`, not {entry!r:.80}")
     role = ROLES.get(str(entry.get(speaker)))
     if role is None:
-        raise RowError(f"has a turn of {entry.get(speaker)!r}; it must be of one of {', '.join(ROLES)}")
+        raise RowError(f"unknown speaker: {entry.get(speaker)!r} is none of {', '.join(ROLES)}")
     loss = entry.get("loss")
     if loss is not None and not isinstance(loss, bool):
-        raise RowError(f"has a turn with loss={loss!r}; it must be true or false")
+        raise RowError(f"bad turn: its loss={loss!r} must be true or false")
     check_unicode(entry[said])
     return Turn(role=role, text=entry[said], loss=loss)
 
@@ -117,7 +119,7 @@ def check_unicode(text: str) -> None:
         RowError: it holds half a surrogate pair.
     """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise RowError("has a text with half a surrogate pair, which is no Unicode")
+        raise RowError("bad text: it holds half a surrogate pair, which is no Unicode")
 
 
 def split_marks(text: str, pattern: re.Pattern[str]) -> list[str | Mark]:
@@ -145,13 +147,13 @@ def listed(content: Mapping[str, Any], *names: str) -> list[str]:
     """
     given = [name for name in names if content.get(name) not in (None, [], "")]
     if len(given) > 1:
-        raise RowError(f"has both `{given[0]}` and `{given[1]}`")
+        raise RowError(f"two lists of files: `{given[0]}` and `{given[1]}`")
     if not given:
         return []
     value = content[given[0]]
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise RowError(f"its `{given[0]}` must be a path or a list of paths, not {value!r:.80}")
+        raise RowError(f"bad list of files: `{given[0]}` must be a path or a list of paths, not {value!r:.80}")
     return paths
 
 
@@ -162,4 +164,4 @@ def check_count(kind: str, marks: int, given: int) -> None:
         RowError: naming both numbers.
     """
     if marks != given:
-        raise RowError(f"has {marks} {kind} in its texts but {given} listed; the numbers must be equal")
+        raise RowError(f"{kind} do not pair: the texts have {marks} marks, the row lists {given}")

@@ -1,0 +1,99 @@
+"""Settings of `convert_conversations`: rows of questions and answers, about pictures or films or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from flagscale_vla.config.checks import check, check_positive, check_seed
+from flagscale_vla.config.convert import ConvertRun
+
+
+class Coordinates(Enum):
+    """What the numbers of a box or a point count."""
+
+    unknown = "unknown"
+    """nobody says; texts stay as they are"""
+    absolute = "absolute"
+    """pixels of the picture: read, of the source's; written, of the one in the shard"""
+    relative_1 = "relative_1"
+    """0 to 1 of its width or height"""
+    relative_100 = "relative_100"
+    """0 to 100, as Molmo's"""
+    relative_1000 = "relative_1000"
+    """0 to 1000, as Qwen2-VL's"""
+
+
+class SystemTurn(Enum):
+    """What becomes of a system's turn in a row, as every run has a system prompt of its own."""
+
+    aside = "aside"
+    """kept in the sample's JSON as `system`, where no model sees it"""
+    prepend = "prepend"
+    """put before the first question, and kept aside too"""
+    refuse = "refuse"
+
+
+@dataclass(slots=True, kw_only=True)
+class FilmConfig:
+    """Which frames of a film are stored. Qwen2.5-VL's rule (qwen_vl_utils, smart_nframes)."""
+
+    fps: float
+    """frames a second"""
+    min_frames: int
+    """at least so many, if the film has them"""
+    max_frames: int
+
+    def __post_init__(self) -> None:
+        check_positive("film.fps", self.fps)
+        check(self.min_frames >= 2, "film.min_frames", self.min_frames, "must be at least 2, one step of time", 4)
+        rule = f"must be at least min_frames={self.min_frames}"
+        check(self.max_frames >= self.min_frames, "film.max_frames", self.max_frames, rule, self.min_frames)
+
+
+@dataclass(slots=True, kw_only=True)
+class CoordinatesConfig:
+    """How boxes and points in texts are rewritten."""
+
+    source: Coordinates
+    target: Coordinates
+
+    def __post_init__(self) -> None:
+        ok = (self.source is Coordinates.unknown) == (self.target is Coordinates.unknown)
+        rule = f"must both be unknown or neither, and coordinates.source={self.source.value}"
+        check(ok, "coordinates.target", self.target.value, rule, self.source.value)
+
+
+@dataclass(slots=True, kw_only=True)
+class ConvertConversationsRun(ConvertRun):
+    """Files of rows become one folder of shards."""
+
+    files: list[str]
+    """.json or .jsonl"""
+    base: str
+    """folder that the rows' pictures and films are named from; empty for each file's own"""
+    name: str
+    """the source's, in keys and in each sample's JSON"""
+    sampling: str
+    """of each file: all, first:K, end:K or random:K, with K a number of rows or P%"""
+    seed: int
+    """of a random sampling"""
+    system: SystemTurn
+    coordinates: CoordinatesConfig
+    film: FilmConfig
+
+    def __post_init__(self) -> None:
+        ConvertRun.__post_init__(self)
+        check(bool(self.files), "files", self.files, "must name files of rows", "[data/vqa.jsonl]")
+        check_name(self.name)
+        check_seed(self.seed)
+
+
+def check_name(name: str) -> None:
+    """Refuse a source's name that cannot be part of a key.
+
+    Raises:
+        ConfigError: it has other letters.
+    """
+    ok = bool(name) and all(letter.isascii() and (letter.isalnum() or letter in "_-") for letter in name)
+    check(ok, "name", name or "''", "must be letters, digits, '_' and '-'", "vqa")

@@ -1,0 +1,101 @@
+"""Job `convert_conversations`: questions and answers about pictures, films or nothing become shards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flagscale_vla.config.convert_conversations import ConvertConversationsRun, Coordinates, CoordinatesConfig
+from flagscale_vla.data.convert.converter import Converted, Refusal, Skipped, Unit
+from flagscale_vla.data.convert.coordinates import Rescaling
+from flagscale_vla.data.convert.dialogue import Dialogues, train_on_all
+from flagscale_vla.data.convert.job import convert
+from flagscale_vla.data.convert.pictures import PictureRule
+from flagscale_vla.data.convert.plan import Row, group_rows
+from flagscale_vla.data.convert.rows import Entry, RowPlace, find_rows, parse_sampling, read_rows
+from flagscale_vla.data.convert.turns import TIGHT, RowError
+from flagscale_vla.robots.embodiments import Embodiment
+
+logger = logging.getLogger(__name__)
+
+
+def run(run: ConvertConversationsRun) -> None:
+    """Convert all files of rows that the settings name.
+
+    Raises:
+        ConfigError: a sampling strategy that is none.
+        ValueError: a file is missing or of another kind, or too many rows are refused.
+    """
+    convert(ConversationConverter(run), run)
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationConverter:
+    """Rows of `files`, each of which becomes a sample."""
+
+    settings: ConvertConversationsRun
+
+    def embodiments(self) -> Mapping[str, Embodiment]:
+        """None: nobody acts."""
+        return {}
+
+    def units(self) -> Sequence[Unit]:
+        """The chosen rows of all files; a payload's entry is (file, line, byte)."""
+        run = self.settings
+        return group_rows(sampled_rows(run.files, run.sampling, run.name, run.seed), run)
+
+    def samples(self, unit: Unit) -> Iterator[Converted | Refusal | Skipped]:
+        """One sample or refusal per row."""
+        places: tuple[tuple[int, int, int], ...] = unit.payload  # type: ignore[assignment]
+        for file in sorted({place[0] for place in places}):
+            path = Path(self.settings.files[file])
+            dialogues = self._dialogues(path)
+            wanted = [RowPlace(number=number, start=start) for other, number, start in places if other == file]
+            for entry in read_rows(path, wanted):
+                key = f"{self.settings.name}-{file:02d}-{entry.number:08d}"
+                yield convert_row(dialogues, entry, key, self.settings.name)
+
+    def _dialogues(self, path: Path) -> Dialogues:
+        run = self.settings
+        return Dialogues(
+            base=Path(run.base) if run.base else path.parent,
+            pictures=PictureRule.of(run),
+            film=run.film,
+            rescaling=rescaling_of(run.coordinates),
+            system=run.system,
+            marks=TIGHT,
+            mask=train_on_all,
+        )
+
+
+def sampled_rows(files: Sequence[str], sampling: str, name: str, seed: int) -> Iterator[Row]:
+    """The rows that are taken of each file."""
+    strategy = parse_sampling("sampling", sampling)
+    for file, path in enumerate(map(Path, files)):
+        places = find_rows(path)
+        chosen = strategy.choose(len(places), seed)
+        logger.info("%s: %d of %d rows are taken", path, len(chosen), len(places))
+        for index in chosen:
+            place = places[index]
+            yield Row(name=f"{name}/{path.name}:{place.number}", samples=1, payload=(file, place.number, place.start))
+
+
+def rescaling_of(coordinates: CoordinatesConfig) -> Rescaling | None:
+    """How texts are rewritten; None where they are not."""
+    if coordinates.source is Coordinates.unknown:
+        return None
+    return Rescaling(source=coordinates.source, target=coordinates.target)
+
+
+def convert_row(dialogues: Dialogues, entry: Entry, key: str, source: str) -> Converted | Refusal:
+    """What a row becomes."""
+    if entry.content is None:
+        return Refusal(place=entry.place, reason=entry.reason)
+    try:
+        segments, meta = dialogues.read(entry.content)
+    except RowError as error:
+        return Refusal(place=entry.place, reason=str(error))
+    row = f"{Path(entry.place).name}"
+    return Converted(key=key, segments=segments, meta=meta | {"source": source, "row": row})

@@ -1,0 +1,198 @@
+"""A row of turns with its pictures and films becomes the segments of a sample."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flagscale_vla.config.convert_conversations import FilmConfig, SystemTurn
+from flagscale_vla.data.convert.coordinates import Rescaling, Size, has_coordinates
+from flagscale_vla.data.convert.films import read_film
+from flagscale_vla.data.convert.pictures import PictureRule, decode_picture, fit_sides
+from flagscale_vla.data.convert.turns import (
+    Mark,
+    Role,
+    RowError,
+    Turn,
+    check_count,
+    lead_with,
+    listed,
+    read_turns,
+    split_marks,
+)
+from flagscale_vla.data.shards import JPEG_MAGIC, PNG_MAGIC
+from flagscale_vla.records import Image, Segment, Text, Video
+
+Mask = Callable[[Sequence[Turn]], list[list[Text]]]
+"""From a row's turns, without the system's, to the text of each answer, in pieces that are trained on or not."""
+
+
+def train_on_all(turns: Sequence[Turn]) -> list[list[Text]]:
+    """Every answer is trained on, but those of which the row itself says `"loss": false`."""
+    return [[answer_text(turn.text, turn.loss is not False)] for turn in turns if turn.role is Role.assistant]
+
+
+def answer_text(text: str, supervised: bool) -> Text:
+    """The assistant's text."""
+    return Text(text=text, supervised=supervised, assistant=not supervised)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A picture or film as it is stored."""
+
+    segment: Image | Video
+    given: Size
+    """width and height of the source's"""
+    stored: Size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialogues:
+    """How the rows of a source are read."""
+
+    base: Path
+    """folder that pictures and films are named from"""
+    pictures: PictureRule
+    film: FilmConfig
+    rescaling: Rescaling | None
+    """of boxes and points; None leaves texts as they are"""
+    system: SystemTurn
+    marks: re.Pattern[str]
+    """`TIGHT` or `LOOSE`"""
+    mask: Mask
+
+    def read(self, content: Mapping[str, Any]) -> tuple[tuple[Segment, ...], dict[str, object]]:
+        """The segments of a row, and what its sample's JSON keeps of it.
+
+        Raises:
+            RowError: the row cannot be converted.
+        """
+        turns, meta = self._settle_system(read_turns(content))
+        images, videos = listed(content, "image", "images"), listed(content, "video", "videos")
+        if "question" in content:
+            turns = lead_with(turns, len(images), Mark.image) if images else lead_with(turns, len(videos), Mark.video)
+        self._check_marks(turns, len(images), len(videos))
+        seen = self._look(turns, images, videos)
+        turns = self._rescale(turns, seen)
+        segments = tuple(self._lay_out(turns, iter(seen)))
+        if not any(isinstance(segment, Text) and segment.supervised for segment in segments):
+            raise RowError("nothing to train on: no answer is supervised")
+        return segments, meta | {name: content[name] for name in ("id", "question_id") if name in content}
+
+    def _settle_system(self, turns: list[Turn]) -> tuple[list[Turn], dict[str, object]]:
+        """The turns without the system's, and what is kept of that."""
+        if turns[0].role is not Role.system:
+            return turns, {}
+        if self.system is SystemTurn.refuse:
+            raise RowError("system's turn: system=refuse lets none pass")
+        first, *rest = turns[1:]
+        if self.system is SystemTurn.prepend:
+            first = replace(first, text=turns[0].text + "\n" + first.text)
+        return [first, *rest], {"system": turns[0].text}
+
+    def _check_marks(self, turns: Sequence[Turn], images: int, videos: int) -> None:
+        counts = dict.fromkeys(Mark, 0)
+        for turn in turns:
+            for piece in split_marks(turn.text, self.marks):
+                if isinstance(piece, Mark):
+                    counts[piece] += 1
+                    if turn.role is Role.assistant and piece in (Mark.image, Mark.video):
+                        raise RowError(f"mark in an answer: {piece.value}")
+        for mark in (Mark.state, Mark.action, Mark.vla):
+            if counts[mark]:
+                raise RowError(f"mark of a robot: {mark.value} in a row that names no robot's data")
+        check_count("pictures", counts[Mark.image], images)
+        check_count("films", counts[Mark.video], videos)
+
+    def _look(self, turns: Sequence[Turn], images: Sequence[str], videos: Sequence[str]) -> list[Seen]:
+        """Pictures and films in the order of their marks."""
+        image_paths, video_paths = enumerate(images), enumerate(videos)
+        seen = []
+        for turn in turns:
+            for piece in split_marks(turn.text, self.marks):
+                if piece is Mark.image:
+                    seen.append(self._see_image(*next(image_paths)))
+                elif piece is Mark.video:
+                    seen.append(self._see_film(*next(video_paths)))
+        return seen
+
+    def _see_image(self, number: int, path: str) -> Seen:
+        # Decoded to its end, so that one that is cut short is refused here.
+        encoded = read_bytes(place_of(self.base, path, "picture"))
+        try:
+            pixels = decode_picture(encoded)
+        except ValueError as error:
+            raise RowError(f"{error} ({path})") from error
+        height, width = pixels.shape[:2]
+        sides = fit_sides(height, width, self.pictures.longest)
+        kept = encoded.startswith((JPEG_MAGIC, PNG_MAGIC)) and sides == (height, width)
+        image = Image(name=f"image-{number}", encoded=encoded if kept else self.pictures.encode(pixels))
+        return Seen(segment=image, given=(width, height), stored=(sides[1], sides[0]))
+
+    def _see_film(self, number: int, path: str) -> Seen:
+        film, size = read_film(place_of(self.base, path, "film"), f"video-{number}", self.film, self.pictures)
+        height, width = fit_sides(size[1], size[0], self.pictures.longest)
+        return Seen(segment=film, given=size, stored=(width, height))
+
+    def _rescale(self, turns: Sequence[Turn], seen: Sequence[Seen]) -> list[Turn]:
+        """The turns with their coordinates rewritten."""
+        if not any(has_coordinates(turn.text) for turn in turns):
+            return list(turns)
+        if self.rescaling is None:
+            if any(picture.given != picture.stored for picture in seen):
+                raise RowError("coordinates of a resized picture: coordinates.source must say what they count")
+            return list(turns)
+        given, stored = (1, 1), (1, 1)
+        if self.rescaling.needs_size:
+            given, stored = one_size(seen)
+        return [replace(turn, text=self.rescaling.rewrite(turn.text, given, stored)) for turn in turns]
+
+    def _lay_out(self, turns: Sequence[Turn], seen: Iterator[Seen]) -> Iterator[Segment]:
+        answers = iter(self.mask(turns))
+        for turn in turns:
+            if not turn.text:
+                raise RowError(f"empty turn: the {turn.role.value}'s")
+            if turn.role is Role.assistant:
+                yield from next(answers)
+                continue
+            for piece in split_marks(turn.text, self.marks):
+                yield Text(text=piece, supervised=False) if isinstance(piece, str) else next(seen).segment
+
+
+def one_size(seen: Sequence[Seen]) -> tuple[Size, Size]:
+    """The size that all pictures of a row have, in the source and in the shard.
+
+    Raises:
+        RowError: there is no picture, or two of different sizes, so that nobody can tell whose pixels are meant.
+    """
+    sizes = {(picture.given, picture.stored) for picture in seen}
+    if len(sizes) != 1:
+        raise RowError(f"coordinates of which picture: the row's pictures have {len(sizes)} different sizes")
+    return sizes.pop()
+
+
+def place_of(base: Path, path: str, kind: str) -> Path:
+    """Where a file lies.
+
+    Raises:
+        RowError: on another machine.
+    """
+    if "://" in path:
+        raise RowError(f"{kind} is not here: {path}; download it and name the file")
+    return base / path
+
+
+def read_bytes(path: Path) -> bytes:
+    """A picture's file.
+
+    Raises:
+        RowError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RowError(f"picture is missing: {path} ({error.strerror})") from error
