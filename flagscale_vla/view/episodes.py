@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flagscale_vla.records import Action, Image, RawSample, State, Text
+from flagscale_vla.records import Action, Image, RawSample, State, Text, Video
 from flagscale_vla.robots.embodiments import Embodiment
 
 LOOSE = "single samples"
@@ -73,6 +73,17 @@ def robot_of(raw: RawSample) -> str:
     return next((segment.robot for segment in raw.segments if isinstance(segment, State | Action)), "")
 
 
+def stored_pictures(raw: RawSample) -> list[tuple[str, bytes]]:
+    """(name, JPEG or PNG bytes) of a sample's pictures and of its films' frames, in reading order."""
+    pictures: list[tuple[str, bytes]] = []
+    for segment in raw.segments:
+        if isinstance(segment, Image):
+            pictures.append((segment.name, segment.encoded))
+        elif isinstance(segment, Video):
+            pictures += [(f"{segment.name} {number}", frame) for number, frame in enumerate(segment.frames)]
+    return pictures
+
+
 def play(samples: Sequence[Seen], embodiments: Mapping[str, Embodiment]) -> dict[str, object]:
     """An episode for the player: frames with their cameras, and what was felt and done at each.
 
@@ -100,7 +111,7 @@ def _frame(sample: Seen) -> dict[str, object]:
         "sample": sample.number,
         "frame": sample.frame,
         "phase": str(sample.meta.get("phase", sample.meta.get("subtask", ""))),
-        "cameras": [segment.name for segment in sample.raw.segments if isinstance(segment, Image)],
+        "cameras": [name for name, _ in stored_pictures(sample.raw)],
         "state": states[0] if states else [],
         "action": actions[0] if actions else [],
     }

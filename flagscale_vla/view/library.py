@@ -15,9 +15,9 @@ from flagscale_vla.data.plan import Plan
 from flagscale_vla.data.read import parse_meta, parse_sample
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.tar import group_members, walk_tar
-from flagscale_vla.records import Image, RawSample, Sample
+from flagscale_vla.records import RawSample, Sample
 from flagscale_vla.robots.statistics import Statistics
-from flagscale_vla.view.episodes import Seen, group_episodes, list_episodes, play
+from flagscale_vla.view.episodes import Seen, group_episodes, list_episodes, play, stored_pictures
 from flagscale_vla.view.samples import Pixels, describe, num_learnt, seen_pictures
 
 Picture = TypeVar("Picture")
@@ -46,7 +46,7 @@ class Library:
         """Counts of everything, robots, and what was found unusable."""
         index = self.index
         return {
-            "folder": str(index.folder),
+            "folder": index.store.url,
             "samples": len(index),
             "tokens": int(index.lengths.sum()),
             "longest": int(index.lengths.max(initial=0)),
@@ -106,13 +106,11 @@ class Library:
         """
         if not 0 <= number < len(self.index):
             raise LookupError(f"there is no sample {number}; the last is {len(self.index) - 1}")
-        path, start, size = self.index.place(number)
-        with path.open("rb") as file:
-            file.seek(start)
-            content = file.read(size)
+        place = self.index.place(number)
+        content = self.index.store.read(place.shard, place.start, place.size)
         group = next(group_members(walk_tar(content, whole=False)))
-        raw = parse_sample(path.name, group, content)
-        return Seen(number=number, raw=raw, meta=parse_meta(path.name, group, content))
+        raw = parse_sample(place.shard, group, content)
+        return Seen(number=number, raw=raw, meta=parse_meta(place.shard, group, content))
 
     def sample(self, number: int, epoch: int) -> tuple[RawSample, Sample]:
         """A sample as the shard has it, and as the model gets it in an epoch.
@@ -154,7 +152,7 @@ class Library:
         Raises:
             LookupError: it has no such picture.
         """
-        return _pick(stored_pictures(self.seen(number).raw), place, f"sample {number}")
+        return _pick(stored_pictures(self.seen(number).raw), place, f"sample {number}")[1]
 
     def seen_picture(self, number: int, epoch: int, place: int) -> Pixels:
         """Picture number `place` of a sample, resized and moved, as the model gets it.
@@ -163,11 +161,6 @@ class Library:
             LookupError: it has no such picture.
         """
         return _pick(seen_pictures(self.sample(number, epoch)[1]), place, f"sample {number}")
-
-
-def stored_pictures(raw: RawSample) -> list[bytes]:
-    """A sample's pictures in reading order."""
-    return [segment.encoded for segment in raw.segments if isinstance(segment, Image)]
 
 
 def _dims(names: Sequence[str], statistics: Statistics) -> list[dict[str, object]]:
