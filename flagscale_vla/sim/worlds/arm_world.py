@@ -13,11 +13,26 @@ from flagscale_vla.records import Observation
 from flagscale_vla.robots.embodiments import Embodiment
 from flagscale_vla.sim.worlds.arm import METERS_PER_ACTION, RADIANS_PER_ACTION, Arm
 from flagscale_vla.sim.worlds.cameras import Cameras, View
+from flagscale_vla.sim.worlds.scene import Scene, bodies_under, shown_geoms
+from flagscale_vla.sim.worlds.things import GRIPPER, Poses, Thing
 from flagscale_vla.sim.worlds.waypoints import WaypointExpert
 from flagscale_vla.sim.worlds.world import CONTROL_HZ, as_recorded, checked_action, draw_phrasing
 
 NOISE_SHARE = (0.5, 0.5, 0.5, 0.1, 0.1, 0.1, 0.0)
 """An action unit is 5 cm or half a radian: turns take less noise than moves."""
+SHOWN_GROUPS = (1, 2)
+"""robosuite keeps collision shapes in group 0, which is not drawn."""
+SUBTASKS = {
+    "reach": "move the gripper over the {thing}",
+    "lower": "lower the gripper to the {thing}",
+    "grasp": "close the gripper on the {thing}",
+    "lift": "lift the {thing}",
+    "carry": "carry the {thing} over the {place}",
+    "place": "lower the {thing} to the {place}",
+    "release": "open the gripper",
+    "retreat": "move the gripper away",
+}
+"""The phases of `waypoints` as sentences."""
 
 
 class ArmWorld:
@@ -54,12 +69,31 @@ class ArmWorld:
         self._cameras = Cameras(env.sim.model._model, shown, pixels=image_pixels, task=task, collision_shapes=False)
         self._done = False
         self.arm = Arm(env)
+        self.scene = self._open_scene()
         self._expert: WaypointExpert
 
     @property
     def robot(self) -> str:
         """Name of the embodiment."""
         return self.embodiment.name
+
+    @property
+    def subtasks(self) -> dict[str, str]:
+        """The expert's phases, as sentences."""
+        thing, place = self.moved()
+        return {phase: SUBTASKS[phase].format(thing=thing, place=place) for phase in self._expert.phases}
+
+    def moved(self) -> tuple[str, str]:
+        """What the task moves, and to what it brings it; the second may be empty."""
+        raise NotImplementedError
+
+    def named_bodies(self) -> list[tuple[str, int]]:
+        """(name, body) of each thing that questions may name."""
+        raise NotImplementedError
+
+    def others(self) -> list[str]:
+        """Names of things that are not in the scene."""
+        raise NotImplementedError
 
     def make_expert(self) -> WaypointExpert:
         """An expert for the episode that has just begun."""
@@ -111,6 +145,21 @@ class ArmWorld:
     def phase(self) -> str:
         """The expert's sub-task."""
         return self._expert.phase
+
+    def poses(self) -> Poses:
+        """Where everything is."""
+        return self.scene.take(self.env.sim.data._data)
+
+    def _open_scene(self) -> Scene:
+        model = self.env.sim.model._model
+        hand = [body for body in range(model.nbody) if model.body(body).name.startswith("gripper0_")]
+        things = [Thing(name=GRIPPER, geoms=shown_geoms(model, hand, SHOWN_GROUPS))]
+        things += [
+            Thing(name=name, geoms=shown_geoms(model, bodies_under(model, root), SHOWN_GROUPS))
+            for name, root in self.named_bodies()
+        ]
+        grip = self.env.robots[0].eef_site_id
+        return Scene(model, self._cameras, things=things, others=self.others(), grip=grip)
 
     def close(self) -> None:
         """Free renderer and simulator."""

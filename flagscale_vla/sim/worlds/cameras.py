@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagscale_vla.sim.worlds.backend import HELP
+from flagscale_vla.sim.worlds.lens import Lens
 
 SHADOW_MAP_PIXELS = 1024
 COLLISION_GROUP = 0
@@ -37,6 +38,16 @@ def speed_up(model: mujoco.MjModel) -> None:
     """Drop multisampling and shrink shadow maps: ten times faster on a CPU, and no loss at these sizes."""
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = SHADOW_MAP_PIXELS
+
+
+def hide_transparent(scene: mujoco.MjvScene) -> None:
+    """Take what no picture shows out of a segmentation, where it would cover what is behind it.
+
+    robosuite gives sites a negative opacity to hide them; segmentation draws them all the same.
+    """
+    for geom in scene.geoms[: scene.ngeom]:
+        if geom.rgba[3] <= 0:
+            geom.segid = -1
 
 
 class Cameras:
@@ -91,6 +102,34 @@ class Cameras:
             self._check(name, frame, moved)
         self._last, self._last_hand = frames, np.array(hand, np.float64)
         return frames
+
+    def segment(self, data: mujoco.MjData, name: str) -> NDArray[np.int32]:
+        """i32[pixels, pixels, 2], the id and the type (`mujoco.mjtObj`) of what each pixel of a frame shows.
+
+        Leaves the next frame as it would have been.
+        """
+        renderer = self._renderer or self._open()
+        view = self._views[name]
+        renderer.enable_segmentation_rendering()
+        try:
+            renderer.update_scene(data, camera=view.camera, scene_option=self._options)
+            hide_transparent(renderer.scene)
+            shown = renderer.render()
+        finally:
+            renderer.disable_segmentation_rendering()
+        return np.ascontiguousarray(shown[::-1, ::-1] if view.turned else shown)
+
+    def lens(self, data: mujoco.MjData, name: str) -> Lens:
+        """How a view sees `data`."""
+        view = self._views[name]
+        camera = self._model.camera(view.camera).id
+        return Lens(
+            position=data.cam_xpos[camera].copy(),
+            axes=data.cam_xmat[camera].reshape(3, 3).copy(),
+            fov_degrees=float(self._model.cam_fovy[camera]),
+            pixels=self._pixels,
+            turned=view.turned,
+        )
 
     def forget(self) -> None:
         """A new episode began: its first frames may equal the last ones."""

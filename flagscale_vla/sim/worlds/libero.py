@@ -22,6 +22,7 @@ from flagscale_vla.sim.seeds import BITS, Purpose  # noqa: E402
 from flagscale_vla.sim.worlds.arm import yawed  # noqa: E402
 from flagscale_vla.sim.worlds.arm_world import ArmWorld, arm_embodiment, numpy_seed  # noqa: E402
 from flagscale_vla.sim.worlds.cameras import View  # noqa: E402
+from flagscale_vla.sim.worlds.scene import is_part_of  # noqa: E402
 from flagscale_vla.sim.worlds.waypoints import WaypointExpert, pick_up, put_down, up  # noqa: E402
 
 Vector = NDArray[np.float64]
@@ -36,6 +37,19 @@ WIDEST_GRASP = 0.075
 """Metres between the open fingers, less a little."""
 FINGER_DEPTH = 0.035
 """How far below its top an object is held."""
+NAMES = {
+    "akita_black_bowl": "black bowl",
+    "cookies": "cookie box",
+    "flat_stove": "stove",
+    "glazed_rim_porcelain_ramekin": "ramekin",
+}
+"""What instructions call an object, where that is not its name in LIBERO."""
+HOUSEHOLD = (
+    *("alphabet soup", "bbq sauce", "black bowl", "butter", "chocolate pudding", "cookie box", "cream cheese"),
+    *("ketchup", "milk", "orange juice", "plate", "ramekin", "salad dressing", "stove", "tomato sauce"),
+    "wooden cabinet",
+)
+"""Of the two suites, for questions about what is not there."""
 INSTRUCTION = re.compile(r"pick up the (?P<thing>.+) and place it (?P<where>in the basket|on the plate)")
 
 
@@ -90,6 +104,21 @@ class Libero(ArmWorld):
         waypoints += put_down(self.arm, lambda: self._release_point(rim), height=0.15)
         return WaypointExpert(self.arm, rotation, waypoints)
 
+    def moved(self) -> tuple[str, str]:
+        """The object, and basket or plate, as the instruction calls them."""
+        found = INSTRUCTION.fullmatch(self.phrasings[0])
+        assert found is not None
+        return found["thing"], found["where"].split()[-1]
+
+    def named_bodies(self) -> list[tuple[str, int]]:
+        """All objects and fixtures."""
+        return [(spoken_name(name), body) for name, body in self.env.obj_body_id.items()]
+
+    def others(self) -> list[str]:
+        """What other tasks of the two suites have."""
+        here = {spoken_name(name) for name in self.env.obj_body_id}
+        return [name for name in HOUSEHOLD if name not in here]
+
     def extent(self, name: str) -> tuple[Vector, Vector]:
         """Lowest and highest corner f64[3] of an object's visible meshes in the world."""
         model, data = self.env.sim.model._model, self.env.sim.data._data
@@ -129,6 +158,12 @@ class Libero(ArmWorld):
         return np.array(self.env.sim.data.get_site_xpos(self._goal))
 
 
+def spoken_name(name: str) -> str:
+    """`black bowl` of `akita_black_bowl_1`: things that look alike get the same name."""
+    kind = re.sub(r"_\d+$", "", name)
+    return NAMES.get(kind, kind.replace("_", " "))
+
+
 def rephrase(language: str) -> tuple[str, ...]:
     """LIBERO's own sentence and others that ask for the same.
 
@@ -153,10 +188,3 @@ def mesh_vertices(model: mujoco.MjModel, geom: int) -> Vector:
     mesh = model.geom_dataid[geom]
     first = model.mesh_vertadr[mesh]
     return model.mesh_vert[first : first + model.mesh_vertnum[mesh]].astype(np.float64)
-
-
-def is_part_of(model: mujoco.MjModel, body: int, root: int) -> bool:
-    """Whether a body is `root` or hangs on it."""
-    while body not in (0, root):
-        body = model.body_parentid[body]
-    return bool(body == root)

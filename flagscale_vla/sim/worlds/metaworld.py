@@ -15,6 +15,9 @@ from flagscale_vla.records import Observation
 from flagscale_vla.robots.embodiments import Embodiment
 from flagscale_vla.sim.worlds.cameras import Cameras, View
 from flagscale_vla.sim.worlds.metaworld_skills import SKILLS
+from flagscale_vla.sim.worlds.metaworld_things import SUBTASKS, others_of, things_of
+from flagscale_vla.sim.worlds.scene import Scene
+from flagscale_vla.sim.worlds.things import Poses
 from flagscale_vla.sim.worlds.world import CONTROL_HZ, as_recorded, checked_action, draw_phrasing
 
 ACTION_REPEAT = 4
@@ -59,6 +62,9 @@ class MetaWorld:
         model = self._env.model
         model.camera("corner2").pos[:] = FRONT_POSITION
         self._cameras = Cameras(model, VIEWS if image_pixels else {}, pixels=image_pixels, task=task)
+        self.subtasks = SUBTASKS[name]
+        grip = model.site("endEffector").id
+        self.scene = Scene(model, self._cameras, things=things_of(model, name), others=others_of(name), grip=grip)
         self._seen: NDArray[np.float64] = np.zeros(39)
         self._done = False
 
@@ -108,6 +114,10 @@ class MetaWorld:
     def phase(self) -> str:
         """The expert's sub-task, from where hand and object are."""
         return self._phase(self._seen[:3], float(self._seen[3]), self._seen[4:7])
+
+    def poses(self) -> Poses:
+        """Where everything is."""
+        return self.scene.take(self._env.data)
 
     def close(self) -> None:
         """Free renderer and simulator."""

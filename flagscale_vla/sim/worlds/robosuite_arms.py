@@ -34,6 +34,12 @@ PHRASINGS = {
     ),
 }
 OBJECT = {"Lift": "cube_body_id", "Stack": "cubeA_body_id"}
+THINGS = {
+    "Lift": {"red cube": "cube_body_id"},
+    "Stack": {"red cube": "cubeA_body_id", "green cube": "cubeB_body_id"},
+}
+OTHERS = ("blue cube", "green cube", "soda can", "yellow ball")
+"""Names for questions about what is not there."""
 MAX_STEPS = {"Lift": 120, "Stack": 240}
 CUBE_HEIGHT = 0.045
 """From the middle of the lower cube to the middle of the upper one, with a little air."""
@@ -74,6 +80,18 @@ class Robosuite(ArmWorld):
         if self._name == "Stack":
             waypoints += put_down(self.arm, self._over_other, height=0.12)
         return WaypointExpert(self.arm, rotation, waypoints)
+
+    def moved(self) -> tuple[str, str]:
+        """The red cube, to the green one where there is one."""
+        return "red cube", "green cube"
+
+    def named_bodies(self) -> list[tuple[str, int]]:
+        """The cubes."""
+        return [(name, self.env.__dict__[body]) for name, body in THINGS[self._name].items()]
+
+    def others(self) -> list[str]:
+        """Other toys."""
+        return [name for name in OTHERS if name not in THINGS[self._name]]
 
     def _cube(self) -> NDArray[np.float64]:
         return np.array(self.env.sim.data.body_xpos[self.env.__dict__[OBJECT[self._name]]])

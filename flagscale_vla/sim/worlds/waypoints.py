@@ -59,6 +59,11 @@ class WaypointExpert:
         """Of the waypoint it heads for."""
         return self._waypoints[self._at].phase
 
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Of all waypoints, in their order, each once."""
+        return tuple(dict.fromkeys(waypoint.phase for waypoint in self._waypoints))
+
     def action(self) -> NDArray[np.float32]:
         """The next action f32[7]; counts as one step."""
         self._advance()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flagscale_vla.records import Observation
 from flagscale_vla.robots.embodiments import Embodiment
+from flagscale_vla.sim.worlds.things import Poses
+
+if TYPE_CHECKING:
+    # It imports `mujoco`, which must wait until a renderer is chosen.
+    from flagscale_vla.sim.worlds.scene import Scene
 
 CONTROL_HZ = 20
 """Control steps per second, the same in every world."""
@@ -30,9 +36,17 @@ class World(Protocol):
     noise_share: tuple[float, ...]
     """for each action dim, the share of a run's noise that it takes; none for a gripper, which would drop things"""
 
+    scene: Scene
+    """the things there are, for whoever asks about them"""
+
     @property
     def robot(self) -> str:
         """Name of the embodiment."""
+        ...
+
+    @property
+    def subtasks(self) -> Mapping[str, str]:
+        """The running episode's phases in the expert's order, each as a sentence that asks for it."""
         ...
 
     def reset(self, seed: int) -> None:
@@ -61,6 +75,10 @@ class World(Protocol):
 
     def phase(self) -> str:
         """The expert's sub-task: reach, lower, grasp, pull, push, press, carry, ..."""
+        ...
+
+    def poses(self) -> Poses:
+        """Where everything is, as the frames of `observe` would show it."""
         ...
 
     def close(self) -> None:
