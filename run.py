@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun
+from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
+from flagscale_vla.config.export_conversations import ExportConversationsRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
 from flagscale_vla.config.schema import register_schemas, settings_of
@@ -35,6 +37,8 @@ JOBS: dict[type, tuple[str, str]] = {
     ImportRun: ("flagscale_vla.hf.importer", "run"),
     ExportRun: ("flagscale_vla.hf.exporter", "run"),
     ConvertConversationsRun: ("flagscale_vla.data.convert.conversations", "run"),
+    ExportConversationsRun: ("flagscale_vla.data.convert.export_conversations", "run"),
+    ConvertReasonerRun: ("flagscale_vla.data.convert.reasoner", "run"),
     ViewRun: ("flagscale_vla.view.job", "run"),
 }
 """Root type of a config, to the module and function that does its job. Imported only when it is wanted."""

@@ -34,6 +34,15 @@ class SystemTurn(Enum):
     refuse = "refuse"
 
 
+class Marks(Enum):
+    """What of a text goes with an `<image>` in it."""
+
+    eo1 = "eo1"
+    """white space before it and one line's end behind it"""
+    plain = "plain"
+    """nothing, as in LLaMA-Factory"""
+
+
 @dataclass(slots=True, kw_only=True)
 class FilmConfig:
     """Which frames of a film are stored. Qwen2.5-VL's rule (qwen_vl_utils, smart_nframes)."""
@@ -79,6 +88,7 @@ class ConvertConversationsRun(ConvertRun):
     seed: int
     """of a random sampling"""
     system: SystemTurn
+    marks: Marks
     coordinates: CoordinatesConfig
     film: FilmConfig
 

@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun
+from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
+from flagscale_vla.config.export_conversations import ExportConversationsRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun
 from flagscale_vla.config.tokenizer_run import TokenizerRun
@@ -26,6 +28,8 @@ SCHEMAS: dict[str, type] = {
     "import_schema": ImportRun,
     "export_schema": ExportRun,
     "convert_conversations_schema": ConvertConversationsRun,
+    "export_conversations_schema": ExportConversationsRun,
+    "convert_reasoner_schema": ConvertReasonerRun,
     "view_schema": ViewRun,
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flagscale_vla.config.convert_conversations import ConvertConversationsRun, Coordinates, CoordinatesConfig
+from flagscale_vla.config.convert_conversations import ConvertConversationsRun, Coordinates, CoordinatesConfig, Marks
 from flagscale_vla.data.convert.converter import Converted, Refusal, Skipped, Unit
 from flagscale_vla.data.convert.coordinates import Rescaling
 from flagscale_vla.data.convert.dialogue import Dialogues, train_on_all
@@ -15,7 +15,7 @@ from flagscale_vla.data.convert.job import convert
 from flagscale_vla.data.convert.pictures import PictureRule
 from flagscale_vla.data.convert.plan import Row, group_rows
 from flagscale_vla.data.convert.rows import Entry, RowPlace, find_rows, parse_sampling, read_rows
-from flagscale_vla.data.convert.turns import TIGHT, RowError
+from flagscale_vla.data.convert.turns import LOOSE, TIGHT, RowError
 from flagscale_vla.robots.embodiments import Embodiment
 
 logger = logging.getLogger(__name__)
@@ -48,14 +48,9 @@ class ConversationConverter:
 
     def samples(self, unit: Unit) -> Iterator[Converted | Refusal | Skipped]:
         """One sample or refusal per row."""
-        places: tuple[tuple[int, int, int], ...] = unit.payload  # type: ignore[assignment]
-        for file in sorted({place[0] for place in places}):
-            path = Path(self.settings.files[file])
-            dialogues = self._dialogues(path)
-            wanted = [RowPlace(number=number, start=start) for other, number, start in places if other == file]
-            for entry in read_rows(path, wanted):
-                key = f"{self.settings.name}-{file:02d}-{entry.number:08d}"
-                yield convert_row(dialogues, entry, key, self.settings.name)
+        run = self.settings
+        for path, key, entry in read_unit(unit, run.files, run.name):
+            yield convert_row(self._dialogues(path), entry, key, run.name)
 
     def _dialogues(self, path: Path) -> Dialogues:
         run = self.settings
@@ -65,7 +60,7 @@ class ConversationConverter:
             film=run.film,
             rescaling=rescaling_of(run.coordinates),
             system=run.system,
-            marks=TIGHT,
+            marks=TIGHT if run.marks is Marks.eo1 else LOOSE,
             mask=train_on_all,
         )
 
@@ -80,6 +75,16 @@ def sampled_rows(files: Sequence[str], sampling: str, name: str, seed: int) -> I
         for index in chosen:
             place = places[index]
             yield Row(name=f"{name}/{path.name}:{place.number}", samples=1, payload=(file, place.number, place.start))
+
+
+def read_unit(unit: Unit, files: Sequence[str], name: str) -> Iterator[tuple[Path, str, Entry]]:
+    """The rows of a unit: their file, the key of their sample, and what they hold."""
+    places: tuple[tuple[int, int, int], ...] = unit.payload  # type: ignore[assignment]
+    for file in sorted({place[0] for place in places}):
+        path = Path(files[file])
+        wanted = [RowPlace(number=number, start=start) for other, number, start in places if other == file]
+        for entry in read_rows(path, wanted):
+            yield path, f"{name}-{file:02d}-{entry.number:08d}", entry
 
 
 def rescaling_of(coordinates: CoordinatesConfig) -> Rescaling | None:
@@ -97,5 +102,4 @@ def convert_row(dialogues: Dialogues, entry: Entry, key: str, source: str) -> Co
         segments, meta = dialogues.read(entry.content)
     except RowError as error:
         return Refusal(place=entry.place, reason=str(error))
-    row = f"{Path(entry.place).name}"
-    return Converted(key=key, segments=segments, meta=meta | {"source": source, "row": row})
+    return Converted(key=key, segments=segments, meta=meta | {"source": source, "row": Path(entry.place).name})

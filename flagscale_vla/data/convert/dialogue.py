@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from flagscale_vla.data.convert.turns import (
     RowError,
     Turn,
     check_count,
+    check_path,
     lead_with,
     listed,
     read_turns,
@@ -28,6 +29,8 @@ from flagscale_vla.records import Image, Segment, Text, Video
 
 Mask = Callable[[Sequence[Turn]], list[list[Text]]]
 """From a row's turns, without the system's, to the text of each answer, in pieces that are trained on or not."""
+Film = tuple[object, object]
+"""What a row names: a path or a list of frames' paths, and their rate."""
 
 
 def train_on_all(turns: Sequence[Turn]) -> list[list[Text]]:
@@ -57,7 +60,8 @@ class Dialogues:
     base: Path
     """folder that pictures and films are named from"""
     pictures: PictureRule
-    film: FilmConfig
+    film: FilmConfig | None
+    """None refuses films"""
     rescaling: Rescaling | None
     """of boxes and points; None leaves texts as they are"""
     system: SystemTurn
@@ -76,7 +80,7 @@ class Dialogues:
         if "question" in content:
             turns = lead_with(turns, len(images), Mark.image) if images else lead_with(turns, len(videos), Mark.video)
         self._check_marks(turns, len(images), len(videos))
-        seen = self._look(turns, images, videos)
+        seen = self._look(turns, images, zip(videos, film_rates(content, len(videos)), strict=True))
         turns = self._rescale(turns, seen)
         segments = tuple(self._lay_out(turns, iter(seen)))
         if not any(isinstance(segment, Text) and segment.supervised for segment in segments):
@@ -108,19 +112,21 @@ class Dialogues:
         check_count("pictures", counts[Mark.image], images)
         check_count("films", counts[Mark.video], videos)
 
-    def _look(self, turns: Sequence[Turn], images: Sequence[str], videos: Sequence[str]) -> list[Seen]:
+    def _look(self, turns: Sequence[Turn], images: Sequence[object], videos: Iterable[Film]) -> list[Seen]:
         """Pictures and films in the order of their marks."""
-        image_paths, video_paths = enumerate(images), enumerate(videos)
+        image_places, video_places = enumerate(images), enumerate(videos)
         seen = []
         for turn in turns:
             for piece in split_marks(turn.text, self.marks):
                 if piece is Mark.image:
-                    seen.append(self._see_image(*next(image_paths)))
+                    number, path = next(image_places)
+                    seen.append(self._see_image(f"image-{number}", check_path(path)))
                 elif piece is Mark.video:
-                    seen.append(self._see_film(*next(video_paths)))
+                    number, film = next(video_places)
+                    seen.append(self._see_film(f"video-{number}", *film))
         return seen
 
-    def _see_image(self, number: int, path: str) -> Seen:
+    def _see_image(self, name: str, path: str) -> Seen:
         # Decoded to its end, so that one that is cut short is refused here.
         encoded = read_bytes(place_of(self.base, path, "picture"))
         try:
@@ -130,13 +136,30 @@ class Dialogues:
         height, width = pixels.shape[:2]
         sides = fit_sides(height, width, self.pictures.longest)
         kept = encoded.startswith((JPEG_MAGIC, PNG_MAGIC)) and sides == (height, width)
-        image = Image(name=f"image-{number}", encoded=encoded if kept else self.pictures.encode(pixels))
+        image = Image(name=name, encoded=encoded if kept else self.pictures.encode(pixels))
         return Seen(segment=image, given=(width, height), stored=(sides[1], sides[0]))
 
-    def _see_film(self, number: int, path: str) -> Seen:
-        film, size = read_film(place_of(self.base, path, "film"), f"video-{number}", self.film, self.pictures)
+    def _see_film(self, name: str, source: object, rate: object) -> Seen:
+        if self.film is None:
+            raise RowError(f"film in a row: {source!r:.80}")
+        if isinstance(source, list):
+            return self._see_frames(name, source, rate)
+        path = place_of(self.base, check_path(source), "film")
+        film, size = read_film(path, name, self.film, self.pictures)
         height, width = fit_sides(size[1], size[0], self.pictures.longest)
         return Seen(segment=film, given=size, stored=(width, height))
+
+    def _see_frames(self, name: str, paths: Sequence[object], rate: object) -> Seen:
+        """A film whose frames are listed, all of which are taken."""
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
+            raise RowError(f"film without a rate: `video_fps` must hold the frames per second, not {rate!r:.80}")
+        frames = [self._see_image(name, check_path(path)) for path in paths]
+        sizes = {(frame.given, frame.stored) for frame in frames}
+        if len(sizes) != 1:
+            raise RowError(f"frames of different sizes: a film has {len(frames)} frames of {len(sizes)} sizes")
+        given, stored = sizes.pop()
+        encoded = tuple(frame.segment.encoded for frame in frames if isinstance(frame.segment, Image))
+        return Seen(segment=Video(name=name, frames=encoded, fps=float(rate)), given=given, stored=stored)
 
     def _rescale(self, turns: Sequence[Turn], seen: Sequence[Seen]) -> list[Turn]:
         """The turns with their coordinates rewritten."""
@@ -161,6 +184,18 @@ class Dialogues:
                 continue
             for piece in split_marks(turn.text, self.marks):
                 yield Text(text=piece, supervised=False) if isinstance(piece, str) else next(seen).segment
+
+
+def film_rates(content: Mapping[str, Any], count: int) -> list[object]:
+    """What `video_fps` says of each film, which matters for those that are lists of frames.
+
+    Raises:
+        RowError: it has another length.
+    """
+    rates = listed(content, "video_fps") or [None] * count
+    if len(rates) != count:
+        raise RowError(f"film without a rate: `video_fps` holds {len(rates)} numbers for {count} films")
+    return rates
 
 
 def one_size(seen: Sequence[Seen]) -> tuple[Size, Size]:

@@ -58,16 +58,21 @@ def find_rows(path: Path) -> list[RowPlace]:
     return places
 
 
-@lru_cache(maxsize=1)
 def load_list(path: Path) -> list[Any]:
-    """A JSON file whose content is a list; the last one is kept in memory.
+    """A JSON file whose content is a list; the last one is kept in memory while the file stays as it is.
 
     Raises:
         ValueError: it is no JSON, or no list.
     """
+    state = path.stat()
+    return _load_list(path, (state.st_mtime_ns, state.st_size, state.st_ino))
+
+
+@lru_cache(maxsize=1)
+def _load_list(path: Path, state: tuple[int, ...]) -> list[Any]:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON: {error}") from error
     if not isinstance(content, list):
         raise ValueError(f"{path}: must hold a list of rows, not {type(content).__name__}")

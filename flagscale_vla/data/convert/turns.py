@@ -139,11 +139,11 @@ def lead_with(turns: Sequence[Turn], count: int, mark: Mark) -> list[Turn]:
     return [*turns[:first], marked, *turns[first + 1 :]]
 
 
-def listed(content: Mapping[str, Any], *names: str) -> list[str]:
-    """The paths under the first of these keys that a row has: a text or a list of texts; none where there is no key.
+def listed(content: Mapping[str, Any], *names: str) -> list[Any]:
+    """What a row has under the first of these keys that it has: one thing or a list; empty where there is no key.
 
     Raises:
-        RowError: it is of another kind, or two of the keys are there.
+        RowError: two of the keys are there.
     """
     given = [name for name in names if content.get(name) not in (None, [], "")]
     if len(given) > 1:
@@ -151,10 +151,18 @@ def listed(content: Mapping[str, Any], *names: str) -> list[str]:
     if not given:
         return []
     value = content[given[0]]
-    paths = [value] if isinstance(value, str) else value
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise RowError(f"bad list of files: `{given[0]}` must be a path or a list of paths, not {value!r:.80}")
-    return paths
+    return value if isinstance(value, list) else [value]
+
+
+def check_path(path: object) -> str:
+    """A path in a row.
+
+    Raises:
+        RowError: it is none.
+    """
+    if not isinstance(path, str) or not path:
+        raise RowError(f"bad list of files: {path!r:.80} is no path")
+    return path
 
 
 def check_count(kind: str, marks: int, given: int) -> None:
