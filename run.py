@@ -18,6 +18,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.config.convert_agilex import AgilexRun
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
@@ -36,6 +37,7 @@ JOBS: dict[type, tuple[str, str]] = {
     ReplayRun: ("flagscale_vla.sim.replay", "run"),
     ImportRun: ("flagscale_vla.hf.importer", "run"),
     ExportRun: ("flagscale_vla.hf.exporter", "run"),
+    AgilexRun: ("flagscale_vla.data.convert.agilex.job", "run"),
     ConvertConversationsRun: ("flagscale_vla.data.convert.conversations", "run"),
     ExportConversationsRun: ("flagscale_vla.data.convert.export_conversations", "run"),
     ConvertReasonerRun: ("flagscale_vla.data.convert.reasoner", "run"),

@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.config.convert_agilex import AgilexRun
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
@@ -27,6 +28,7 @@ SCHEMAS: dict[str, type] = {
     "replay_schema": ReplayRun,
     "import_schema": ImportRun,
     "export_schema": ExportRun,
+    "convert_agilex_schema": AgilexRun,
     "convert_conversations_schema": ConvertConversationsRun,
     "export_conversations_schema": ExportConversationsRun,
     "convert_reasoner_schema": ConvertReasonerRun,
