@@ -41,6 +41,8 @@ class Refusal:
     """file and line, or episode and frame"""
     reason: str
     """what comes before its first `: ` is the kind that is counted, as in `picture cannot be read: truncated`"""
+    rows: int = 1
+    """how many it takes along, as the frames of an episode whose file is missing"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,7 +118,7 @@ class Tally:
             ValueError: too much is refused; it shows the first refusals.
         """
         self.samples += log.samples
-        self.refused += len(log.refused)
+        self.refused += sum(refusal.rows for refusal in log.refused)
         self.examples += log.refused[: SHOWN - len(self.examples)]
         rows = self.samples + self.refused
         if self.refused > self.max_refused_share * max(rows, FEW_ROWS):

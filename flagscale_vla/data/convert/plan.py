@@ -25,8 +25,12 @@ class Row:
 
 def split_of(name: str, heldout_share: float) -> str:
     """`heldout` for about this share of names, the same ones on every machine and in every run."""
-    rank = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-    return "heldout" if rank < heldout_share * 2.0**64 else "train"
+    return "heldout" if hash_share(name) < heldout_share else "train"
+
+
+def hash_share(name: str) -> float:
+    """A number in [0, 1) that a name always has; those of many names are spread evenly."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") / 2.0**64
 
 
 def group_rows(rows: Iterable[Row], run: ConvertRun) -> list[Unit]:

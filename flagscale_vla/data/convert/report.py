@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flagscale_vla.data.convert.converter import Refusal
 from flagscale_vla.data.convert.pictures import decode_picture, fit_sides, resize
 from flagscale_vla.data.convert.unit import UnitLog
 from flagscale_vla.data.read import parse_sample
@@ -72,7 +73,7 @@ def count(logs: Sequence[UnitLog], new_samples: int, seconds: float) -> dict[str
     skipped: Counter[str] = Counter()
     for log in logs:
         skipped.update(log.skipped)
-    reasons = Counter(kind_of(refusal.reason) for log in logs for refusal in log.refused)
+    reasons = count_reasons([refusal for log in logs for refusal in log.refused])
     return {
         "samples": samples["train"],
         "heldout_samples": samples["heldout"],
@@ -88,6 +89,14 @@ def count(logs: Sequence[UnitLog], new_samples: int, seconds: float) -> dict[str
     }
 
 
+def count_reasons(refusals: Sequence[Refusal]) -> Counter[str]:
+    """Rows refused, by kind."""
+    kinds: Counter[str] = Counter()
+    for refusal in refusals:
+        kinds[kind_of(refusal.reason)] += refusal.rows
+    return kinds
+
+
 def kind_of(reason: str) -> str:
     """What kind of refusal it is: the reason up to its first colon."""
     return reason.partition(": ")[0]
@@ -96,7 +105,7 @@ def kind_of(reason: str) -> str:
 def reason_rows(logs: Sequence[UnitLog]) -> list[dict[str, object]]:
     """Per kind of refusal, how many and the first."""
     refusals = [refusal for log in logs for refusal in log.refused]
-    kinds = Counter(kind_of(refusal.reason) for refusal in refusals)
+    kinds = count_reasons(refusals)
     firsts = {kind_of(refusal.reason): refusal for refusal in reversed(refusals)}
     return [{"reason": kind, "count": number, "first": asdict(firsts[kind])} for kind, number in kinds.most_common()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _runs(indices: NDArray[np.int64]) -> dict[int, list[tuple[int, int]]]:
     """By episode, where its rows lie."""
     edges = [0, *(np.flatnonzero(np.diff(indices)) + 1).tolist(), len(indices)]
     runs: dict[int, list[tuple[int, int]]] = {}
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         if stop > start:
             runs.setdefault(int(indices[start]), []).append((start, stop))
     return runs
