@@ -21,6 +21,7 @@ from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.convert_agilex import AgilexRun
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
+from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.export_conversations import ExportConversationsRun
 from flagscale_vla.config.replay import ReplayRun
@@ -41,6 +42,7 @@ JOBS: dict[type, tuple[str, str]] = {
     ConvertConversationsRun: ("flagscale_vla.data.convert.conversations", "run"),
     ExportConversationsRun: ("flagscale_vla.data.convert.export_conversations", "run"),
     ConvertReasonerRun: ("flagscale_vla.data.convert.reasoner", "run"),
+    ConvertLeRobotRun: ("flagscale_vla.data.lerobot.convert", "run"),
     ViewRun: ("flagscale_vla.view.job", "run"),
 }
 """Root type of a config, to the module and function that does its job. Imported only when it is wanted."""

@@ -13,6 +13,7 @@ from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.convert_agilex import AgilexRun
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
+from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.export_conversations import ExportConversationsRun
 from flagscale_vla.config.replay import ReplayRun
@@ -32,6 +33,7 @@ SCHEMAS: dict[str, type] = {
     "convert_conversations_schema": ConvertConversationsRun,
     "export_conversations_schema": ExportConversationsRun,
     "convert_reasoner_schema": ConvertReasonerRun,
+    "convert_lerobot_schema": ConvertLeRobotRun,
     "view_schema": ViewRun,
 }
 
