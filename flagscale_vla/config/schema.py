@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.convert_agilex import AgilexRun
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun
-from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
+from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.export_conversations import ExportConversationsRun
 from flagscale_vla.config.replay import ReplayRun
