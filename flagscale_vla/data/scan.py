@@ -19,7 +19,8 @@ from flagscale_vla.data.faults import BadSampleError, Fault
 from flagscale_vla.data.gather import Gatherers, Rows, collect, from_arrays, gather, to_arrays
 from flagscale_vla.data.read import parse_sample
 from flagscale_vla.data.recipe import Recipe
-from flagscale_vla.data.store import PIECE, Store
+from flagscale_vla.data.remote import PIECE
+from flagscale_vla.data.store import Store
 from flagscale_vla.data.tar import BrokenTarError, Buffer, group_members, walk_tar
 from flagscale_vla.records import Action, RawSample, State
 

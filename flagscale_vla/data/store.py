@@ -12,11 +12,9 @@ from typing import Protocol
 
 from flagscale_vla.config.data import CacheConfig
 from flagscale_vla.data.kept import KEPT_FOLDER, Kept
+from flagscale_vla.data.remote import RemoteStore, elsewhere
 from flagscale_vla.data.shards import list_shards
 from flagscale_vla.data.tar import Buffer
-
-PIECE = 8 << 20
-"""Bytes of a shard taken at a time where all of it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +144,14 @@ class LocalStore:
 
 
 def open_store(url: str, cache: CacheConfig) -> Store:
-    """The store of a folder's path."""
-    return LocalStore(Path(url), Path(cache.folder) / KEPT_FOLDER)
+    """The store of a folder's path, or of a URL.
+
+    Raises:
+        ConfigError: there is no package for this kind of URL.
+    """
+    if "://" in url:
+        return RemoteStore(url, cache)
+    return LocalStore(Path(url), elsewhere(cache, str(Path(url).resolve())))
 
 
 def find_shards(store: Store, split: str) -> tuple[str, ...]:
