@@ -27,6 +27,7 @@ from flagscale_vla.config.export_conversations import ExportConversationsRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
 from flagscale_vla.config.schema import register_schemas, settings_of
+from flagscale_vla.config.statistics import StatisticsRun
 from flagscale_vla.config.tokenizer_run import TokenizerRun
 from flagscale_vla.config.view import ViewRun
 
@@ -39,6 +40,7 @@ JOBS: dict[type, tuple[str, str]] = {
     ImportRun: ("flagscale_vla.hf.importer", "run"),
     ExportRun: ("flagscale_vla.hf.exporter", "run"),
     AgilexRun: ("flagscale_vla.data.convert.agilex.job", "run"),
+    StatisticsRun: ("flagscale_vla.data.statistics", "run"),
     ConvertConversationsRun: ("flagscale_vla.data.convert.conversations", "run"),
     ExportConversationsRun: ("flagscale_vla.data.convert.export_conversations", "run"),
     ConvertReasonerRun: ("flagscale_vla.data.convert.reasoner", "run"),

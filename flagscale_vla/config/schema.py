@@ -18,6 +18,7 @@ from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.export_conversations import ExportConversationsRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun
+from flagscale_vla.config.statistics import StatisticsRun
 from flagscale_vla.config.tokenizer_run import TokenizerRun
 from flagscale_vla.config.view import ViewRun
 
@@ -30,6 +31,7 @@ SCHEMAS: dict[str, type] = {
     "import_schema": ImportRun,
     "export_schema": ExportRun,
     "convert_agilex_schema": AgilexRun,
+    "statistics_schema": StatisticsRun,
     "convert_conversations_schema": ConvertConversationsRun,
     "export_conversations_schema": ExportConversationsRun,
     "convert_reasoner_schema": ConvertReasonerRun,
