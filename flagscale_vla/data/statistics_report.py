@@ -56,7 +56,7 @@ def table(entry: Mapping[str, Any]) -> list[dict[str, object]]:
 
 
 def histograms(gatherer: Gatherer, names: Sequence[str]) -> str:
-    """How often each dim takes which value, between its 0.1st and 99.9th percentile; the outermost bars have the rest."""
+    """How often a dim takes which value, from its 0.1st to its 99.9th percentile; the outermost bars have the rest."""
     columns = min(PER_ROW, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(1.8 * columns, 1.5 * rows), layout="constrained")
