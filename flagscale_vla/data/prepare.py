@@ -49,9 +49,22 @@ def open_train_data(data: DataConfig, action: ActionConfig, *, width: int, vocab
         ValueError: there are no shards, or a file is missing, broken or cannot be written.
     """
     store = open_store(data.shards, data.cache)
+    recipe = open_recipe(store, data, action, width=width, vocab=vocab)
+    index = open_index(store, "train", recipe, processes=data.workers)
+    logger.info("%s: %d samples, %d tokens", store.url, len(index), index.lengths.sum())
+    if recipe.tokenizers.actions is not None:
+        check_ranges(recipe.tokenizers.actions, index.statistics)
+    return recipe.with_statistics(index.statistics), index
+
+
+def open_recipe(store: Store, data: DataConfig, action: ActionConfig, *, width: int, vocab: int) -> Recipe:
+    """The recipe of a run without statistics, which an index of its shards gives.
+
+    Args and errors as `open_train_data`.
+    """
     codec = open_action_tokenizer(action)
     added = added_tokens(codec.num_codes if codec else 0, action.ids)
-    recipe = Recipe(
+    return Recipe(
         tokenizers=Tokenizers(text=open_tokenizer(store, data, vocab, added), actions=codec),
         embodiments=open_embodiments(store),
         statistics={},
@@ -60,11 +73,6 @@ def open_train_data(data: DataConfig, action: ActionConfig, *, width: int, vocab
         width=width,
         system_prompt=data.system_prompt,
     )
-    index = open_index(store, "train", recipe, processes=data.workers)
-    logger.info("%s: %d samples, %d tokens", store.url, len(index), index.lengths.sum())
-    if codec is not None:
-        check_ranges(codec, index.statistics)
-    return recipe.with_statistics(index.statistics), index
 
 
 def open_embodiments(store: Store) -> dict[str, Embodiment]:
