@@ -24,6 +24,7 @@ from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.export_conversations import ExportConversationsRun
+from flagscale_vla.config.index_run import IndexRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
 from flagscale_vla.config.schema import register_schemas, settings_of
@@ -39,6 +40,7 @@ JOBS: dict[type, tuple[str, str]] = {
     ReplayRun: ("flagscale_vla.sim.replay", "run"),
     ImportRun: ("flagscale_vla.hf.importer", "run"),
     ExportRun: ("flagscale_vla.hf.exporter", "run"),
+    IndexRun: ("flagscale_vla.data.indexing", "run"),
     AgilexRun: ("flagscale_vla.data.convert.agilex.job", "run"),
     StatisticsRun: ("flagscale_vla.data.statistics", "run"),
     ConvertConversationsRun: ("flagscale_vla.data.convert.conversations", "run"),

@@ -16,6 +16,7 @@ from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.export_conversations import ExportConversationsRun
+from flagscale_vla.config.index_run import IndexRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun
 from flagscale_vla.config.statistics import StatisticsRun
@@ -30,6 +31,7 @@ SCHEMAS: dict[str, type] = {
     "replay_schema": ReplayRun,
     "import_schema": ImportRun,
     "export_schema": ExportRun,
+    "index_schema": IndexRun,
     "convert_agilex_schema": AgilexRun,
     "statistics_schema": StatisticsRun,
     "convert_conversations_schema": ConvertConversationsRun,
