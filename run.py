@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.convert_agilex import AgilexRun
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun
+from flagscale_vla.config.convert_eo1 import ConvertEo1Run
 from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
@@ -44,6 +45,7 @@ JOBS: dict[type, tuple[str, str]] = {
     AgilexRun: ("flagscale_vla.data.convert.agilex.job", "run"),
     StatisticsRun: ("flagscale_vla.data.statistics", "run"),
     ConvertConversationsRun: ("flagscale_vla.data.convert.conversations", "run"),
+    ConvertEo1Run: ("flagscale_vla.data.convert.eo1", "run"),
     ExportConversationsRun: ("flagscale_vla.data.convert.export_conversations", "run"),
     ConvertReasonerRun: ("flagscale_vla.data.convert.reasoner", "run"),
     ConvertLeRobotRun: ("flagscale_vla.data.lerobot.convert", "run"),

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.convert_agilex import AgilexRun
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun
+from flagscale_vla.config.convert_eo1 import ConvertEo1Run
 from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
@@ -35,6 +36,7 @@ SCHEMAS: dict[str, type] = {
     "convert_agilex_schema": AgilexRun,
     "statistics_schema": StatisticsRun,
     "convert_conversations_schema": ConvertConversationsRun,
+    "convert_eo1_schema": ConvertEo1Run,
     "export_conversations_schema": ExportConversationsRun,
     "convert_reasoner_schema": ConvertReasonerRun,
     "convert_lerobot_schema": ConvertLeRobotRun,

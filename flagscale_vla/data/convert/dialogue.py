@@ -25,7 +25,7 @@ from flagscale_vla.data.convert.turns import (
     split_marks,
 )
 from flagscale_vla.data.shards import JPEG_MAGIC, PNG_MAGIC
-from flagscale_vla.records import Image, Segment, Text, Video
+from flagscale_vla.records import Action, Image, Segment, Text, Video
 
 Mask = Callable[[Sequence[Turn]], list[list[Text]]]
 """From a row's turns, without the system's, to the text of each answer, in pieces that are trained on or not."""
@@ -41,6 +41,16 @@ def train_on_all(turns: Sequence[Turn]) -> list[list[Text]]:
 def answer_text(text: str, supervised: bool) -> Text:
     """The assistant's text."""
     return Text(text=text, supervised=supervised, assistant=not supervised)
+
+
+def check_trained(segments: Sequence[Segment]) -> None:
+    """Refuse a sample without an answer or an action that is trained on.
+
+    Raises:
+        RowError: there is none.
+    """
+    if not any(isinstance(part, Action) or (isinstance(part, Text) and part.supervised) for part in segments):
+        raise RowError("nothing to train on: no answer is supervised")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +93,7 @@ class Dialogues:
         seen = self._look(turns, images, zip(videos, film_rates(content, len(videos)), strict=True))
         turns = self._rescale(turns, seen)
         segments = tuple(self._lay_out(turns, iter(seen)))
-        if not any(isinstance(segment, Text) and segment.supervised for segment in segments):
-            raise RowError("nothing to train on: no answer is supervised")
+        check_trained(segments)
         return segments, meta | {name: content[name] for name in ("id", "question_id") if name in content}
 
     def _settle_system(self, turns: list[Turn]) -> tuple[list[Turn], dict[str, object]]:
