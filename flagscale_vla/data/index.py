@@ -7,7 +7,6 @@ by itself, so that a new shard is the only one that is read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,17 +18,16 @@ from tqdm import tqdm
 from flagscale_vla.data.faults import Fault
 from flagscale_vla.data.gather import join
 from flagscale_vla.data.kept import kept_name
+from flagscale_vla.data.pool import map_jobs
 from flagscale_vla.data.recipe import Recipe
-from flagscale_vla.data.scan import Scan, load_arrays, load_scan, pack_arrays, scan_shard, scan_to_bytes
+from flagscale_vla.data.scan import Scan, find_arrays, find_scan, pack_arrays, scan_shard, scan_to_bytes
 from flagscale_vla.data.store import Place, Store, find_shards
-from flagscale_vla.data.workers import fork_server
 from flagscale_vla.robots.embodiments import FILE_NAME as EMBODIMENTS_FILE
 from flagscale_vla.robots.statistics import RobotStatistics, statistics_from_json, statistics_to_json
 
 INDEX_VERSION = 2
 BYTES_PER_PROCESS = 256 << 20
 """Starting a process costs about as much as reading this much."""
-CHUNKS_PER_PROCESS = 8
 ARRAYS = ("shard", "start", "size", "lengths", "segments", "segment_starts", "cuts")
 
 
@@ -105,11 +103,11 @@ def open_index(store: Store, split: str, recipe: Recipe, *, processes: int = 1) 
     shards = find_shards(store, split)
     stamps, layout, kept = store.stamps(shards), index_layout(store, recipe), store.kept
     name = kept_name(split, stamps, layout, ".npz")
-    if path := kept.find(name):
-        return load_index(path, store)
+    if (index := find_index(store, name)) is not None:
+        return index
     with kept.alone():
-        if path := kept.find(name):
-            return load_index(path, store)
+        if (index := find_index(store, name)) is not None:
+            return index
         index = build_index(store, split, recipe, processes=processes)
         kept.write(name, index_to_bytes(index))
     return index
@@ -132,12 +130,11 @@ def build_index(store: Store, split: str, recipe: Recipe, *, processes: int = 1)
     layout, kept = index_layout(store, recipe), store.kept
     stamps = store.stamps(shards)
     names = [kept_name(Path(shard).stem, [stamp], layout, ".npz") for shard, stamp in zip(shards, stamps, strict=True)]
-    found = [kept.find(name) for name in names]
-    missing = [(shard, name) for shard, name, path in zip(shards, names, found, strict=True) if path is None]
+    scans = {shard: scan for shard, name in zip(shards, names, strict=True) if (scan := find_scan(kept, name))}
+    missing = [(shard, name) for shard, name in zip(shards, names, strict=True) if shard not in scans]
     done = _scan_shards(store, missing, recipe, processes)
-    new = dict(tqdm(done, desc=f"indexing {split}", total=len(missing), unit="tar", disable=not missing))
-    scans = [load_scan(path) if path else new[shard] for shard, path in zip(shards, found, strict=True)]
-    return join_scans(store, shards, scans)
+    scans |= tqdm(done, desc=f"indexing {split}", total=len(missing), unit="tar", disable=not missing)
+    return join_scans(store, shards, [scans[shard] for shard in shards])
 
 
 def _scan_shards(
@@ -145,14 +142,7 @@ def _scan_shards(
 ) -> Iterator[tuple[str, Scan]]:
     enough = sum(store.size(shard) for shard, _ in shards) // BYTES_PER_PROCESS
     processes = max(1, min(processes, len(shards), enough))
-    work = partial(_scan_and_keep, store, recipe)
-    if processes == 1:
-        yield from map(work, shards)
-        return
-    with ProcessPoolExecutor(processes, mp_context=fork_server()) as pool:
-        # The recipe, tokenizer and all, is sent once per chunk of shards.
-        chunk = -(-len(shards) // (CHUNKS_PER_PROCESS * processes))
-        yield from pool.map(work, shards, chunksize=chunk)
+    return map_jobs(partial(_scan_and_keep, store, recipe), shards, processes)
 
 
 def _scan_and_keep(store: Store, recipe: Recipe, shard: tuple[str, str]) -> tuple[str, Scan]:
@@ -197,9 +187,11 @@ def index_to_bytes(index: Index) -> bytes:
     return pack_arrays(rest, {name: object.__getattribute__(index, name) for name in ARRAYS})
 
 
-def load_index(path: Path, store: Store) -> Index:
-    """What `index_to_bytes` gave."""
-    rest, arrays = load_arrays(path)
+def find_index(store: Store, name: str) -> Index | None:
+    """What `index_to_bytes` gave, if it is kept under this name and whole."""
+    if (found := find_arrays(store.kept, name)) is None:
+        return None
+    rest, arrays = found
     return Index(
         store=store,
         shards=tuple(rest["shards"]),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +20,15 @@ from numpy.typing import NDArray
 from flagscale_vla.data.conversation import Layout, is_assistants
 from flagscale_vla.data.faults import BadSampleError, Fault
 from flagscale_vla.data.gather import Gatherers, Rows, collect, from_arrays, gather, to_arrays
+from flagscale_vla.data.kept import Kept
 from flagscale_vla.data.read import parse_sample
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.remote import PIECE
 from flagscale_vla.data.store import Store
 from flagscale_vla.data.tar import BrokenTarError, Buffer, group_members, walk_tar
 from flagscale_vla.records import Action, RawSample, State
+
+logger = logging.getLogger(__name__)
 
 DIGEST_BYTES = 16
 """of a shard's digest"""
@@ -174,9 +180,11 @@ def scan_to_bytes(scan: Scan) -> bytes:
     return pack_arrays(rest, arrays)
 
 
-def load_scan(path: Path) -> Scan:
-    """What `scan_to_bytes` gave."""
-    rest, arrays = load_arrays(path)
+def find_scan(kept: Kept, name: str) -> Scan | None:
+    """What `scan_to_bytes` gave, if it is kept under this name and whole."""
+    if (found := find_arrays(kept, name)) is None:
+        return None
+    rest, arrays = found
     return Scan(
         keys=rest["keys"],
         robots=rest["robots"],
@@ -196,7 +204,26 @@ def pack_arrays(rest: object, arrays: dict[str, NDArray[Any]]) -> bytes:
 
 
 def load_arrays(path: Path) -> tuple[Any, dict[str, NDArray[Any]]]:
-    """What `pack_arrays` packed."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    return json.loads(arrays.pop("rest").tobytes()), arrays
+    """What `pack_arrays` packed.
+
+    Raises:
+        ValueError: the file lost its bytes, as after a loss of power.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return json.loads(arrays.pop("rest").tobytes()), arrays
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
+def find_arrays(kept: Kept, name: str) -> tuple[Any, dict[str, NDArray[Any]]] | None:
+    """What `pack_arrays` packed, if it is kept under this name and sound."""
+    path = kept.find(name)
+    if path is None:
+        return None
+    try:
+        return load_arrays(path)
+    except ValueError as error:
+        logger.warning("%s and is made again", error)
+        return None
