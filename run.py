@@ -25,6 +25,7 @@ from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.export_conversations import ExportConversationsRun
+from flagscale_vla.config.export_lerobot import ExportLeRobotRun
 from flagscale_vla.config.index_run import IndexRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun, Verb
@@ -49,6 +50,7 @@ JOBS: dict[type, tuple[str, str]] = {
     ExportConversationsRun: ("flagscale_vla.data.convert.export_conversations", "run"),
     ConvertReasonerRun: ("flagscale_vla.data.convert.reasoner", "run"),
     ConvertLeRobotRun: ("flagscale_vla.data.lerobot.convert", "run"),
+    ExportLeRobotRun: ("flagscale_vla.data.lerobot.export", "run"),
     ViewRun: ("flagscale_vla.view.job", "run"),
 }
 """Root type of a config, to the module and function that does its job. Imported only when it is wanted."""

@@ -17,6 +17,7 @@ from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.config.exchange import ExportRun, ImportRun
 from flagscale_vla.config.export_conversations import ExportConversationsRun
+from flagscale_vla.config.export_lerobot import ExportLeRobotRun
 from flagscale_vla.config.index_run import IndexRun
 from flagscale_vla.config.replay import ReplayRun
 from flagscale_vla.config.runs import EvalRun, RecordRun, TrainRun
@@ -40,6 +41,7 @@ SCHEMAS: dict[str, type] = {
     "export_conversations_schema": ExportConversationsRun,
     "convert_reasoner_schema": ConvertReasonerRun,
     "convert_lerobot_schema": ConvertLeRobotRun,
+    "export_lerobot_schema": ExportLeRobotRun,
     "view_schema": ViewRun,
 }
 

@@ -112,14 +112,18 @@ class Tally:
         self.examples: list[Refusal] = []
 
     def add(self, log: UnitLog) -> None:
-        """Count a unit.
+        """Count a unit; as `count`."""
+        self.count(log.samples, log.refused)
+
+    def count(self, samples: int, refused: Sequence[Refusal]) -> None:
+        """Count samples and refusals.
 
         Raises:
             ValueError: too much is refused; it shows the first refusals.
         """
-        self.samples += log.samples
-        self.refused += sum(refusal.rows for refusal in log.refused)
-        self.examples += log.refused[: SHOWN - len(self.examples)]
+        self.samples += samples
+        self.refused += sum(refusal.rows for refusal in refused)
+        self.examples += refused[: SHOWN - len(self.examples)]
         rows = self.samples + self.refused
         if self.refused > self.max_refused_share * max(rows, FEW_ROWS):
             lines = [f"{refusal.place}: {refusal.reason}" for refusal in self.examples]

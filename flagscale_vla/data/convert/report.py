@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from flagscale_vla.data.convert.pictures import decode_picture, fit_sides, resiz
 from flagscale_vla.data.convert.unit import UnitLog
 from flagscale_vla.data.read import parse_sample
 from flagscale_vla.data.shards import SPLITS, list_shards
+from flagscale_vla.data.store import LocalStore
 from flagscale_vla.data.tar import group_members, walk_tar
 from flagscale_vla.records import Image, RawSample, Text, Video
 from flagscale_vla.reports.outputs import replace_text, write_summary
@@ -31,8 +32,6 @@ SHOWN_SHARDS = 8
 SHOWN_PICTURES = 6
 SHOWN_SIDE = 160
 SHOWN_LETTERS = 600
-FIRST_BYTES = 2**24
-"""Read of a shard to find its first sample."""
 
 
 def conclude(
@@ -45,10 +44,16 @@ def conclude(
         seconds: what this start took.
     """
     save_embodiments(folder, embodiments.values())
-    write_refused(folder, logs)
+    refused = [(log.unit, refusal) for log in logs for refusal in log.refused]
+    write_refused(folder, refused)
     figures = count(logs, new_samples, seconds)
     write_summary(folder, figures, device="cpu")
-    values = {"figures": figures, "reasons": reason_rows(logs), "robots": embodiments, "samples": first_samples(folder)}
+    values: dict[str, object] = {
+        "figures": figures,
+        "reasons": reason_rows([refusal for _, refusal in refused]),
+        "robots": embodiments,
+    }
+    values["samples"] = first_samples(folder)
     write_report(folder, "convert.html.j2", values)
     logger.info(
         "%d samples for training and %d held out; %d rows refused%s",
@@ -59,11 +64,9 @@ def conclude(
     )
 
 
-def write_refused(folder: Path, logs: Sequence[UnitLog]) -> None:
-    """One line per refusal: unit, place, reason."""
-    lines = [
-        json.dumps({"unit": log.unit} | asdict(refusal), ensure_ascii=False) for log in logs for refusal in log.refused
-    ]
+def write_refused(folder: Path, refused: Iterable[tuple[str, Refusal]]) -> None:
+    """One line per refusal, given with its unit: unit, place, reason, rows."""
+    lines = [json.dumps({"unit": unit} | asdict(refusal), ensure_ascii=False) for unit, refusal in refused]
     replace_text(folder / REFUSED, "".join(f"{line}\n" for line in lines))
 
 
@@ -102,9 +105,8 @@ def kind_of(reason: str) -> str:
     return reason.partition(": ")[0]
 
 
-def reason_rows(logs: Sequence[UnitLog]) -> list[dict[str, object]]:
-    """Per kind of refusal, how many and the first."""
-    refusals = [refusal for log in logs for refusal in log.refused]
+def reason_rows(refusals: Sequence[Refusal]) -> list[dict[str, object]]:
+    """Per kind of refusal, how many rows and the first."""
     kinds = count_reasons(refusals)
     firsts = {kind_of(refusal.reason): refusal for refusal in reversed(refusals)}
     return [{"reason": kind, "count": number, "first": asdict(firsts[kind])} for kind, number in kinds.most_common()]
@@ -119,9 +121,8 @@ def first_samples(folder: Path) -> list[dict[str, object]]:
 
 def first_sample(shard: Path) -> RawSample:
     """The first sample of a shard that this run has written."""
-    with shard.open("rb") as file:
-        content = file.read(FIRST_BYTES)
-    return parse_sample(shard.name, next(group_members(walk_tar(content, whole=False))), content)
+    with LocalStore(shard.parent).whole(shard.name) as buffer:
+        return parse_sample(shard.name, next(group_members(walk_tar(buffer, whole=True))), buffer)
 
 
 def describe(sample: RawSample) -> dict[str, object]:
