@@ -19,7 +19,8 @@ from flagscale_vla.action.omnisat import OmniSat
 from flagscale_vla.action.tokenizer import ActionTokenizer
 from flagscale_vla.action.units import Units
 from flagscale_vla.action.vocabulary import added_tokens
-from flagscale_vla.config.data import ActionConfig, Answer, CodeIds, ImageConfig, Normalization
+from flagscale_vla.config.data import ActionConfig, Answer, CodeIds, Normalization
+from flagscale_vla.config.image import AugmentConfig, Decoder, ImageConfig, VideoConfig
 from flagscale_vla.data.codes import Tokenizers
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.shards import ShardWriter
@@ -130,7 +131,19 @@ def unit_statistics(width: int) -> Statistics:
 
 def image_config(shift_pixels: int = 0) -> ImageConfig:
     """Pictures of at most 112x112 pixels: 16 merged tokens."""
-    return ImageConfig(min_pixels=784, max_pixels=12544, shift_pixels=shift_pixels)
+    return ImageConfig(
+        min_pixels=784,
+        max_pixels=12544,
+        decoder=Decoder.pillow,
+        augment=augment_config(most=1, shift=shift_pixels),
+        video=VideoConfig(min_pixels=784, max_pixels=6272, total_pixels=0, tokens_per_second=2),
+    )
+
+
+def augment_config(*, most: int = 3, shift: int = 0, **ranges: list[float]) -> AugmentConfig:
+    """Changes of pictures; those that are not named are off."""
+    names = ("brightness", "contrast", "saturation", "sharpness", "hue", "crop", "rotate")
+    return AugmentConfig(most=most, shift=shift, **{name: ranges.get(name, []) for name in names})
 
 
 def action_config(

@@ -68,6 +68,8 @@ class Vocabulary:
     vision_end: int
     image_pad: int
     """stands where a merged image token goes"""
+    video_pad: int
+    """stands where one of a film's goes"""
     action_start: int
     action_pad: int
     """stands where a noised action step goes"""
@@ -91,6 +93,7 @@ FIELDS = {
     "vision_start": "<|vision_start|>",
     "vision_end": "<|vision_end|>",
     "image_pad": "<|image_pad|>",
+    "video_pad": "<|video_pad|>",
     "action_start": "<|action_start|>",
     "action_pad": "<|action_pad|>",
     "action_pass": "<|action_pass|>",

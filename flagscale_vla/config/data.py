@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from flagscale_vla.config.checks import check, check_positive, check_share
-from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
-
-TOKEN_PIXELS = (PATCH_PIXELS * PATCH_MERGE) ** 2
-"""Pixels of the resized image behind one language token."""
+from flagscale_vla.config.image import ImageConfig
 
 
 class Normalization(Enum):
@@ -18,24 +15,6 @@ class Normalization(Enum):
     mean_std = "mean_std"
     quantile = "quantile"
     """the 1st percentile to -1, the 99th to 1"""
-
-
-@dataclass(slots=True, kw_only=True)
-class ImageConfig:
-    """How a picture becomes patches."""
-
-    min_pixels: int
-    max_pixels: int
-    shift_pixels: int
-    """training only: largest random shift of a whole picture along each side; 0 for none"""
-
-    def __post_init__(self) -> None:
-        rule = f"must be at least {TOKEN_PIXELS}, one token"
-        check(self.min_pixels >= TOKEN_PIXELS, "data.image.min_pixels", self.min_pixels, rule, TOKEN_PIXELS)
-        ok = self.max_pixels >= self.min_pixels
-        rule = f"must be at least min_pixels={self.min_pixels}"
-        check(ok, "data.image.max_pixels", self.max_pixels, rule, self.min_pixels)
-        check(self.shift_pixels >= 0, "data.image.shift_pixels", self.shift_pixels, "must not be negative", 0)
 
 
 @dataclass(slots=True, kw_only=True)

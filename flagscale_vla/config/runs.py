@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from flagscale_vla.config.checks import check, check_positive, check_seed
-from flagscale_vla.config.data import TOKEN_PIXELS, ActionConfig, Answer, CodeIds, DataConfig
+from flagscale_vla.config.data import ActionConfig, Answer, CodeIds, DataConfig
+from flagscale_vla.config.image import TOKEN_PIXELS
 from flagscale_vla.config.layout import check_layout, check_rows, check_vocab
 from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.config.optim import OptimConfig
@@ -14,6 +15,9 @@ from flagscale_vla.config.parallel import Fp8, ParallelConfig, PlatformConfig
 
 FP8_SIDE = 16
 """What each side of an 8-bit matrix product must be a multiple of."""
+
+TOKENS_PER_SECOND = {VisionKind.qwen2_5_vl: 2, VisionKind.qwen2_vl: 0}
+"""Rotary time positions in a second of film (Qwen2.5-VL's config.json); 0 where steps of time are counted."""
 
 
 class Verb(Enum):
@@ -96,6 +100,11 @@ class TrainRun:
         ok = kind is not VisionKind.internvit or self.verb is not Verb.run
         rule = "pictures of samples are cut in patches for Qwen's vision towers alone, so this model cannot be trained"
         check(ok, "model.vision.kind", kind.value, rule, VisionKind.qwen2_vl.value)
+        rate = self.data.image.video.tokens_per_second
+        right = TOKENS_PER_SECOND.get(kind, rate)
+        rule = f"model.vision.kind={kind.value} has its own, which its exported config.json says too"
+        ok = rate == right or self.verb is not Verb.run
+        check(ok, "data.image.video.tokens_per_second", rate, rule, right)
 
     def _check_codes(self) -> None:
         """Codes are learnt by the text loss; ids that are new need rows that every tensor rank has equally many of."""

@@ -8,6 +8,8 @@ Segments keep their order inside a turn. `<|vla|>` ends a user's turn that is an
 the content of every assistant's turn and its `<|im_end|>\n`, but not the action placeholders, which the flow loss covers.
 Text of the assistant that is not supervised is context alone, and so is the end of a turn that ends with such text.
 
+A film is laid out as a picture is, with `<|video_pad|>`.
+
 Where a model answers in codes, these stand in place of the placeholders; where it answers with both, before them:
 
     <|action_start|> CODES <|action_end|>
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from flagscale_vla.action.vocabulary import Vocabulary
 from flagscale_vla.config.data import Answer
 from flagscale_vla.data.tokenizer import TextEncoder
-from flagscale_vla.records import Action, Image, Segment, Text
+from flagscale_vla.records import Action, Image, Segment, Text, Video
 
 UNSUPERVISED = -100
 
@@ -73,7 +75,7 @@ class Layout:
     labels: NDArray[np.int64]
     """i64[T], shifted by one; -100 where nothing is supervised"""
     image_starts: list[int]
-    """first `<|image_pad|>` of each image"""
+    """first `<|image_pad|>` or `<|video_pad|>` of each picture or film"""
     image_lengths: list[int]
     state_starts: list[int]
     action_starts: list[int]
@@ -124,7 +126,7 @@ class Conversation:
 
         Args:
             segments: in reading order.
-            image_tokens: merged tokens of each image.
+            image_tokens: merged tokens of each picture or film.
             chosen: the chunk that is noised; the others are clean context.
             codes: token ids of each chunk's codes; None where there are none, or none yet. Placeholders then follow the
                 beginning at once.
@@ -160,19 +162,19 @@ class Conversation:
             self._write(page, [text], supervised=False)
             page.begin_segment()
             text = ""
-            if isinstance(segment, Image):
-                self._write_image(page, next(images))
+            if isinstance(segment, Image | Video):
+                self._write_image(page, next(images), v.image_pad if isinstance(segment, Image) else v.video_pad)
             else:
                 page.state_starts.append(len(page.tokens) + 1)
                 page.write([v.state_start, v.state_pad, v.state_end], supervised=False)
         ask = [v.vla] if wants_action else []
         self._write(page, [text, *ask, v.turn_end, "\n"], supervised=False)
 
-    def _write_image(self, page: _Page, count: int) -> None:
+    def _write_image(self, page: _Page, count: int, pad: int) -> None:
         v = self.vocabulary
         page.image_starts.append(len(page.tokens) + 1)
         page.image_lengths.append(count)
-        page.write([v.vision_start, *[v.image_pad] * count, v.vision_end], supervised=False)
+        page.write([v.vision_start, *[pad] * count, v.vision_end], supervised=False)
 
     def _write_chunks(
         self, count: int, chosen: int | None, codes: Sequence[Sequence[int]] | None

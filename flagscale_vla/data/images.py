@@ -1,4 +1,4 @@
-"""A picture becomes Qwen2.5-VL's patches: decode, resize, shift, normalise, cut.
+"""A picture becomes Qwen2.5-VL's patches: decode, resize, normalise, cut.
 
 Equal to `transformers`' Qwen2-VL image processor; the steps are those of Qwen2-VL's report, section 2.1.
 """
@@ -9,12 +9,12 @@ import io
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from flagscale_vla.config.data import ImageConfig
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS, PATCH_WIDTH
 from flagscale_vla.data.faults import BadSampleError
 
@@ -29,6 +29,16 @@ CHANNEL_STARTS = np.arange(3)[:, None] * 256
 """Where each channel begins in `value_table`."""
 
 Pixels = NDArray[np.uint8]
+
+
+class Limits(Protocol):
+    """Smallest and largest area of a resized picture, in pixels."""
+
+    @property
+    def min_pixels(self) -> int: ...
+
+    @property
+    def max_pixels(self) -> int: ...
 
 
 def open_image(name: str, encoded: bytes) -> PIL.Image.Image:
@@ -83,14 +93,14 @@ def resized_sides(height: int, width: int, min_pixels: int, max_pixels: int) -> 
     return sides
 
 
-def image_grid(name: str, height: int, width: int, config: ImageConfig) -> tuple[int, int]:
+def image_grid(name: str, height: int, width: int, limits: Limits) -> tuple[int, int]:
     """Patches of a picture along (height, width), both even.
 
     Raises:
         BadSampleError: its sides cannot be kept in proportion.
     """
     try:
-        sides = resized_sides(height, width, config.min_pixels, config.max_pixels)
+        sides = resized_sides(height, width, limits.min_pixels, limits.max_pixels)
     except ValueError as error:
         raise BadSampleError(name, str(error)) from error
     return sides[0] // PATCH_PIXELS, sides[1] // PATCH_PIXELS
@@ -105,19 +115,6 @@ def resize(pixels: Pixels, grid: tuple[int, int]) -> Pixels:
     return np.asarray(image)
 
 
-def shift(pixels: Pixels, down: int, right: int) -> Pixels:
-    """The whole picture moved by whole pixels, less than its sides; edges are repeated into the gap."""
-    height, width = pixels.shape[:2]
-    top, bottom = max(down, 0), height + min(down, 0)
-    left, end = max(right, 0), width + min(right, 0)
-    moved = np.empty_like(pixels)
-    moved[top:bottom, left:end] = pixels[top - down : bottom - down, left - right : end - right]
-    moved[top:bottom, :left] = moved[top:bottom, left : left + 1]
-    moved[top:bottom, end:] = moved[top:bottom, end - 1 : end]
-    moved[:top], moved[bottom:] = moved[top], moved[bottom - 1]
-    return moved
-
-
 @lru_cache(maxsize=1)
 def value_table() -> NDArray[np.float32]:
     """f32[768]: the normalised value of each byte in the red, then the green, then the blue channel.
@@ -129,27 +126,38 @@ def value_table() -> NDArray[np.float32]:
     return ((share[None, :] - mean[:, None]) / std[:, None]).ravel()
 
 
-def cut_patches(pixels: Pixels, out: NDArray[np.float32]) -> None:
-    """Write a resized picture's normalised patches into `out` f32[P, 1176].
+def cut_patches(first: Pixels, second: Pixels, out: NDArray[np.float32]) -> None:
+    """Write the normalised patches of two resized frames, or of one picture given twice, into `out` f32[P, 1176].
 
     Patches of one 2x2 group, which the vision tower merges, lie next to each other; inside a patch the order is
-    (channel, frame, row, column) and both frames are the same picture.
+    (channel, frame, row, column).
     """
+    frames = out.reshape(-1, 3, PATCH_FRAMES, PATCH_PIXELS * PATCH_PIXELS)
+    values = patch_values(first)
+    frames[:, :, 0] = values
+    frames[:, :, 1] = values if second is first else patch_values(second)
+
+
+def patch_values(pixels: Pixels) -> NDArray[np.float32]:
+    """f32[P, 3, 196], the normalised patches of one resized frame in merge order."""
     side, merge = PATCH_PIXELS, PATCH_MERGE
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     cut = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
     cut = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, side * side)
-    values = value_table().take(cut + CHANNEL_STARTS)
-    out.reshape(rows * columns, 3, PATCH_FRAMES, side * side)[:] = values[:, :, None]
+    return value_table().take(cut + CHANNEL_STARTS)
 
 
-def to_patches(pictures: Sequence[Pixels]) -> NDArray[np.float32]:
-    """f32[P, 1176] of all resized pictures, one after another."""
-    unit = PATCH_PIXELS * PATCH_PIXELS
-    counts = [picture.shape[0] * picture.shape[1] // unit for picture in pictures]
+def to_patches(clips: Sequence[Sequence[Pixels]]) -> NDArray[np.float32]:
+    """f32[P, 1176] of all resized pictures and films, one after another.
+
+    Args:
+        clips: the frames of each; a picture has one. Every two make one step of time, an odd last one is repeated.
+    """
+    pairs = [(frames[n], frames[min(n + 1, len(frames) - 1)]) for frames in clips for n in range(0, len(frames), 2)]
+    counts = [first.shape[0] * first.shape[1] // PATCH_PIXELS**2 for first, _ in pairs]
     out = np.empty((sum(counts), PATCH_WIDTH), np.float32)
     start = 0
-    for picture, count in zip(pictures, counts, strict=True):
-        cut_patches(picture, out[start : start + count])
+    for pair, count in zip(pairs, counts, strict=True):
+        cut_patches(*pair, out[start : start + count])
         start += count
     return out

@@ -10,30 +10,36 @@ from numpy.typing import NDArray
 from flagscale_vla.config.model import PATCH_MERGE
 
 
-def rotary_positions(length: int, starts: Sequence[int], grids: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+def rotary_positions(
+    length: int, starts: Sequence[int], grids: Sequence[tuple[int, int, int]], strides: Sequence[float]
+) -> NDArray[np.int64]:
     """Positions along (time, height, width).
 
-    Text, states and actions count on by one in all three; an image keeps its time and spans its merged rows and
-    columns, and what follows it goes on past the longer of the two.
+    Text, states and actions count on by one in all three; a picture keeps its time and spans its merged rows and
+    columns; a film's time goes on by its stride with every step; what follows either goes on past the longer of height
+    and width.
 
     Args:
         length: tokens of the sample, T.
-        starts: index of each image's first token, ascending.
-        grids: patches of each image along (height, width).
+        starts: index of the first token of each picture or film, ascending.
+        grids: patches of each along (time, height, width).
+        strides: positions from one of its steps of time to the next.
 
     Returns:
         i64[3, T]
     """
     positions = np.empty((3, length), np.int64)
     token = position = 0
-    for start, grid in zip(starts, grids, strict=True):
+    for start, grid, stride in zip(starts, grids, strides, strict=True):
         positions[:, token:start] = np.arange(position, position + start - token)
         position += start - token
-        rows, columns = grid[0] // PATCH_MERGE, grid[1] // PATCH_MERGE
-        token = start + rows * columns
-        positions[0, start:token] = position
-        positions[1, start:token] = np.repeat(np.arange(position, position + rows), columns)
-        positions[2, start:token] = np.tile(np.arange(position, position + columns), rows)
+        steps, rows, columns = grid[0], grid[1] // PATCH_MERGE, grid[2] // PATCH_MERGE
+        token = start + steps * rows * columns
+        # In float32 and cut to whole numbers, as transformers does.
+        times = (np.arange(steps, dtype=np.float32) * np.float32(stride)).astype(np.int64)
+        positions[0, start:token] = position + np.repeat(times, rows * columns)
+        positions[1, start:token] = np.tile(np.repeat(np.arange(position, position + rows), columns), steps)
+        positions[2, start:token] = np.tile(np.arange(position, position + columns), steps * rows)
         position += max(rows, columns)
     positions[:, token:] = np.arange(position, position + length - token)
     return positions

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from flagscale_vla.action.store import load_action_tokenizer
 from flagscale_vla.action.vocabulary import Vocabulary, place_codes, read_vocabulary
 from flagscale_vla.config.checks import check
-from flagscale_vla.config.data import ActionConfig, Answer, CodeIds, ImageConfig, Normalization
-from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
+from flagscale_vla.config.data import ActionConfig, Answer, CodeIds, Normalization
+from flagscale_vla.config.image import AugmentConfig, Decoder, ImageConfig, VideoConfig
 from flagscale_vla.data import images
 from flagscale_vla.data.chunks import Chunks, Floats, clean_chunks, noise_chunk, pure_noise
 from flagscale_vla.data.codes import ActionCodes, Tokenizers
@@ -30,8 +30,8 @@ from flagscale_vla.data.conversation import UNSUPERVISED, Conversation, Layout, 
 from flagscale_vla.data.draws import Draw, stream
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.pack import pack
+from flagscale_vla.data.pictures import Clip, PictureReader, merged_tokens
 from flagscale_vla.data.positions import rotary_positions
-from flagscale_vla.data.shards import PNG_MAGIC
 from flagscale_vla.data.tokenizer import TextEncoder, read_tokenizer
 from flagscale_vla.data.validation import check_segments
 from flagscale_vla.records import Action, Image, Observation, PackedBatch, RawSample, Sample, Segment, State, Text
@@ -51,6 +51,12 @@ ACTION_TOKENIZER = "action_tokenizer"
 RECIPE_VERSION = 1
 FLOW_ALONE: dict[str, Any] = {"answer": "flow", "tokenizer": "", "layers": 0, "ids": "appended"}
 """What recipes that were written before there were codes leave out."""
+UNCHANGED: dict[str, Any] = {
+    name: [] for name in ("brightness", "contrast", "saturation", "sharpness", "hue", "crop", "rotate")
+}
+"""Changes of pictures that recipes leave out which were written before there were other ones than a shift."""
+TOKENS_PER_SECOND = 2
+"""Qwen2.5-VL's, for recipes that were written before there were films."""
 PROMPT_KEY = "observation"
 
 
@@ -61,7 +67,7 @@ class Recipe:
         tokenizers: of text and of actions.
         embodiments: the robots, by name.
         statistics: of each robot in `embodiments` that has training data.
-        image: how a picture is resized and moved.
+        image: how a picture is decoded, resized and changed.
         action: how a chunk is made and noised.
         width: padded width A of states and actions.
         system_prompt: what every conversation begins with.
@@ -85,6 +91,7 @@ class Recipe:
     ) -> None:
         self.tokenizers, self.embodiments, self.statistics = tokenizers, dict(embodiments), dict(statistics)
         self.image, self.action, self.width, self.system_prompt = image, action, width, system_prompt
+        self.pictures = PictureReader(image)
         self.vocabulary: Vocabulary = read_vocabulary(tokenizers.text)
         self.codes: ActionCodes | None = None
         if tokenizers.actions is not None:
@@ -123,7 +130,7 @@ class Recipe:
         return {(name, kind): make_scaler(part, kind_of_scale) for name, kind, part in parts if part.count}
 
     def sample(self, raw: RawSample, *, seed: int, epoch: int, augment: bool) -> Sample:
-        """A training example. Noise, flow time, denoised chunk and picture shift are functions of (seed, epoch, key).
+        """A training example. Noise, flow time, denoised chunk and changes are functions of (seed, epoch, key).
 
         Of several chunks at most one is noised; those before it are clean context (time 0, no noise, no flow loss) and
         what follows it is cut off. A sample with exactly one chunk, at its end, always noises it, as EO-1 does. Where
@@ -137,11 +144,11 @@ class Recipe:
         if self.action.answer is not Answer.codes:
             chosen = choose_chunk(raw.segments, stream(seed, epoch, raw.key, Draw.turn))
         segments = cut_after_chunk(raw.segments, chosen)
-        pictures = [self._picture(raw.key, segment) for segment in segments if isinstance(segment, Image)]
-        if augment and self.image.shift_pixels:
-            pictures = self._shift(pictures, stream(seed, epoch, raw.key, Draw.augment))
+        clips = self.pictures.read(raw.key, segments)
+        if augment and self.image.augment.most:
+            clips = self.pictures.change(raw.key, segments, clips, seed, epoch)
         chunks = self._chunks(raw.key, segments, chosen, stream(seed, epoch, raw.key, Draw.flow))
-        return self._assemble(raw.key, segments, pictures, chunks, chosen, self._codes(raw.key, segments))
+        return self._assemble(raw.key, segments, clips, chunks, chosen, self._codes(raw.key, segments))
 
     def prompt(self, observation: Observation, *, seed: int) -> Sample:
         """What a policy starts from: the same layout with a chunk of pure noise, drawn from `seed`, and no labels.
@@ -153,7 +160,7 @@ class Recipe:
         """
         robot = self._robot(observation)
         horizon = self.action.horizon
-        pictures = [self._fit(name, observation.images[name]) for name in robot.cameras]
+        clips = [self.pictures.fit(name, observation.images[name]) for name in robot.cameras]
         segments: list[Segment] = [
             *(Image(name=name, encoded=b"") for name in robot.cameras),
             State(values=observation.state, robot=robot.name),
@@ -165,7 +172,7 @@ class Recipe:
             ),
         ]
         chunks = pure_noise(horizon, self.width, stream(seed, 0, PROMPT_KEY, Draw.flow))
-        return self._assemble(PROMPT_KEY, segments, pictures, chunks, 0, None, supervised=False)
+        return self._assemble(PROMPT_KEY, segments, clips, chunks, 0, None, supervised=False)
 
     def action_values(self, robot: str, normalized: Floats) -> Floats:
         """f32[H, A0] in the robot's own units, from what the model gives, f32[H, A].
@@ -191,13 +198,14 @@ class Recipe:
             BadSampleError: a picture's header, a number, a width or a robot does not fit.
         """
         check_segments(raw, self.embodiments, self.action.horizon)
-        counts = [self._image_tokens(raw.key, segment) for segment in raw.segments if isinstance(segment, Image)]
+        counts = [merged_tokens(grid) for grid in self.pictures.grids(raw.key, raw.segments)]
         codes = self._codes(raw.key, raw.segments)
         return self.conversation.lay_out(raw.segments, counts, None, codes)
 
     def layout(self) -> list[object]:
         """All that the length of a sample depends on, as plain values."""
-        sides = [self.image.min_pixels, self.image.max_pixels]
+        film = self.image.video
+        sides = [self.image.min_pixels, self.image.max_pixels, film.min_pixels, film.max_pixels, film.total_pixels]
         codes = [self.action.answer.value, self.codes.digest] if self.codes else []
         return [self.tokenizer.to_str(), self.system_prompt, *sides, self.action.horizon, *codes]
 
@@ -224,7 +232,7 @@ class Recipe:
             "version": RECIPE_VERSION,
             "embodiments": {name: asdict(robot) for name, robot in self.embodiments.items()},
             "statistics": statistics_to_json(self.statistics),
-            "image": asdict(self.image),
+            "image": image_to_json(self.image),
             "action": action_to_json(self.action),
             "width": self.width,
             "system_prompt": self.system_prompt,
@@ -256,7 +264,7 @@ class Recipe:
             ),
             embodiments={name: embodiment_from_json(name, entry) for name, entry in content["embodiments"].items()},
             statistics=statistics_from_json(content["statistics"]),
-            image=ImageConfig(**content["image"]),
+            image=image_from_json(content["image"]),
             action=action,
             width=content["width"],
             system_prompt=content["system_prompt"],
@@ -285,24 +293,6 @@ class Recipe:
             known = sorted(name for name, seen in self._scalers if seen is kind)
             raise BadSampleError(key, f"robot {robot!r} has no {kind.__name__.lower()} statistics; known are {known}")
         return scaler
-
-    def _picture(self, key: str, image: Image) -> images.Pixels:
-        name = member_name(key, image)
-        return self._fit(name, images.decode(name, image.encoded))
-
-    def _fit(self, name: str, pixels: images.Pixels) -> images.Pixels:
-        return images.resize(pixels, images.image_grid(name, pixels.shape[0], pixels.shape[1], self.image))
-
-    def _image_tokens(self, key: str, image: Image) -> int:
-        name = member_name(key, image)
-        picture = images.open_image(name, image.encoded)
-        rows, columns = images.image_grid(name, picture.height, picture.width, self.image)
-        return rows * columns // PATCH_MERGE**2
-
-    def _shift(self, pictures: list[images.Pixels], generator: np.random.Generator) -> list[images.Pixels]:
-        most = self.image.shift_pixels
-        moves = generator.integers(-most, most + 1, (len(pictures), 2)).tolist()
-        return [images.shift(picture, *move) for picture, move in zip(pictures, moves, strict=True)]
 
     def _codes(self, key: str, segments: Sequence[Segment]) -> list[list[int]] | None:
         """Token ids of each chunk's codes; None where the answer has none."""
@@ -333,24 +323,22 @@ class Recipe:
         self,
         key: str,
         segments: Sequence[Segment],
-        pictures: list[images.Pixels],
+        clips: Sequence[Clip],
         chunks: Chunks,
         chosen: int | None,
         codes: list[list[int]] | None,
         supervised: bool = True,
     ) -> Sample:
-        side = PATCH_PIXELS
-        grids = [(picture.shape[0] // side, picture.shape[1] // side) for picture in pictures]
-        counts = [rows * columns // PATCH_MERGE**2 for rows, columns in grids]
-        layout = self.conversation.lay_out(segments, counts, chosen, codes)
+        grids, strides = [clip.grid for clip in clips], [clip.stride for clip in clips]
+        layout = self.conversation.lay_out(segments, [merged_tokens(grid) for grid in grids], chosen, codes)
         labels = layout.labels if supervised else np.full_like(layout.labels, UNSUPERVISED)
         return Sample(
             key=key,
             tokens=torch.from_numpy(layout.tokens),
             labels=torch.from_numpy(labels),
-            positions=torch.from_numpy(rotary_positions(len(layout.tokens), layout.image_starts, grids)),
-            pixels=torch.from_numpy(images.to_patches(pictures)),
-            grid=torch.tensor([(1, *grid) for grid in grids], dtype=torch.int64).reshape(-1, 3),
+            positions=torch.from_numpy(rotary_positions(len(layout.tokens), layout.image_starts, grids, strides)),
+            pixels=torch.from_numpy(images.to_patches([clip.frames for clip in clips])),
+            grid=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
             image_slots=torch.from_numpy(image_slots(layout)),
             actions=torch.from_numpy(chunks.actions),
             action_valid=torch.from_numpy(chunks.valid),
@@ -374,9 +362,22 @@ def action_from_json(content: Mapping[str, Any]) -> ActionConfig:
     return ActionConfig(**given | {name: kind(given[name]) for name, kind in enums.items()})
 
 
-def member_name(key: str, image: Image) -> str:
-    """The tar member a picture came from."""
-    return f"{key}.{image.name}.{'png' if image.encoded.startswith(PNG_MAGIC) else 'jpg'}"
+def image_to_json(image: ImageConfig) -> dict[str, object]:
+    """Settings as plain values."""
+    return asdict(image) | {"decoder": image.decoder.value}
+
+
+def image_from_json(content: Mapping[str, Any]) -> ImageConfig:
+    """What `image_to_json` gave, of older recipes too: those decode with Pillow, and may shift pictures."""
+    given = dict(content)
+    shift, sizes = given.pop("shift_pixels", 0), {name: given[name] for name in ("min_pixels", "max_pixels")}
+    film = sizes | {"total_pixels": 0, "tokens_per_second": TOKENS_PER_SECOND}
+    return ImageConfig(
+        **sizes,
+        decoder=Decoder(given.get("decoder", Decoder.pillow.value)),
+        augment=AugmentConfig(**given.get("augment", UNCHANGED | {"most": 1, "shift": shift})),
+        video=VideoConfig(**given.get("video", film)),
+    )
 
 
 def image_slots(layout: Layout) -> NDArray[np.int64]:

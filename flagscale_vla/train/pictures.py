@@ -115,18 +115,20 @@ def spell_codes(codes: NDArray[np.int64]) -> str:
 
 def placeholders(vocabulary: Vocabulary) -> frozenset[int]:
     """Ids that stand where something other than a word goes."""
-    return frozenset({vocabulary.image_pad, vocabulary.state_pad, vocabulary.action_pad, vocabulary.action_pass})
+    seen = {vocabulary.image_pad, vocabulary.video_pad}
+    return frozenset(seen | {vocabulary.state_pad, vocabulary.action_pad, vocabulary.action_pass})
 
 
 def read_images(batch: PackedBatch, start: int, end: int) -> Iterator[NDArray[np.uint8]]:
-    """The pictures placed in tokens [start, end) of a row, each u8[h, w, 3]."""
+    """The pictures placed in tokens [start, end) of a row, each u8[h, w, 3]; of a film every other frame."""
     patch = 0
-    for _, rows, columns in batch.grid.tolist():
-        count = rows * columns
-        slot = int(batch.image_slots[patch // PATCH_MERGE**2])
-        if start <= slot < end:
-            yield join_patches(batch.pixels[patch : patch + count], rows, columns)
-        patch += count
+    for steps, rows, columns in batch.grid.tolist():
+        for _ in range(steps):
+            count = rows * columns
+            slot = int(batch.image_slots[patch // PATCH_MERGE**2])
+            if start <= slot < end:
+                yield join_patches(batch.pixels[patch : patch + count], rows, columns)
+            patch += count
 
 
 def join_patches(patches: Tensor, rows: int, columns: int) -> NDArray[np.uint8]:

@@ -87,7 +87,19 @@ data.shards=''
 data.tokenizer=''
 data.image.min_pixels=783
 data.image.max_pixels=783
-data.image.shift_pixels=-1
+data.image.augment.most=-1
+data.image.augment.shift=-1
+data.image.augment.brightness=[1.2,0.8]
+data.image.augment.contrast=[1.0]
+data.image.augment.saturation=[-0.5,1.5]
+data.image.augment.hue=[-0.6,0.1]
+data.image.augment.crop=[0.0,1.0]
+data.image.augment.rotate=[-3.0,190.0]
+data.image.video.min_pixels=783
+data.image.video.max_pixels=783
+data.image.video.total_pixels=783
+data.image.video.tokens_per_second=-1
+data.image.video.tokens_per_second=25
 data.pack_length=0
 data.pack_length=24 data.image.max_pixels=12544 action.horizon=8
 data.pack_length=2561 parallel.context=2

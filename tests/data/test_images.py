@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from flagscale_vla.config.data import ImageConfig
+from flagscale_vla.config.image import PixelLimits
 from flagscale_vla.data.faults import BadSampleError
-from flagscale_vla.data.images import decode, image_grid, open_image, resize, shift, to_patches
+from flagscale_vla.data.images import decode, image_grid, open_image, resize, to_patches
 from tests.samples import encode_picture, picture
 
-LIMITS = ImageConfig(min_pixels=56 * 56, max_pixels=224 * 224, shift_pixels=0)
+LIMITS = PixelLimits(56 * 56, 224 * 224)
 
 
 @pytest.mark.parametrize("sides", [(112, 112), (84, 140), (100, 37), (480, 640), (30, 20), (720, 1280), (29, 800)])
@@ -20,7 +21,7 @@ def test_patches_equal_those_of_transformers(sides: tuple[int, int]) -> None:
     size = {"shortest_edge": LIMITS.min_pixels, "longest_edge": LIMITS.max_pixels}
     theirs = Qwen2VLImageProcessorPil(size=size)([pixels], return_tensors="np")
     grid = image_grid("picture", *sides, LIMITS)
-    ours = to_patches([resize(pixels, grid)])
+    ours = to_patches([[resize(pixels, grid)]])
     assert theirs["image_grid_thw"].tolist() == [[1, *grid]]
     assert ours.dtype == np.float32
     assert ours.shape == (grid[0] * grid[1], 1176)
@@ -30,8 +31,8 @@ def test_patches_equal_those_of_transformers(sides: tuple[int, int]) -> None:
 def test_several_pictures_lie_one_after_another() -> None:
     generator = np.random.default_rng(0)
     pictures = [picture(generator, 56, 84), picture(generator, 28, 28)]
-    both = to_patches(pictures)
-    assert np.array_equal(both, np.concatenate([to_patches([pixels]) for pixels in pictures]))
+    both = to_patches([[pixels] for pixels in pictures])
+    assert np.array_equal(both, np.concatenate([to_patches([[pixels]]) for pixels in pictures]))
     assert to_patches([]).shape == (0, 1176)
 
 
@@ -59,12 +60,21 @@ def test_a_far_too_large_picture_is_refused_before_decoding() -> None:
         decode("k.front", encode_picture(black))
 
 
-def test_a_shift_moves_the_picture_and_repeats_its_edge() -> None:
-    pixels = picture(np.random.default_rng(0), 28, 56)
-    moved = shift(pixels, 2, -3)
-    assert np.array_equal(moved[2:, :-3], pixels[:-2, 3:])
-    assert np.array_equal(moved[0, :-3], pixels[0, 3:])
-    assert np.array_equal(moved[2:, -1], pixels[:-2, -1])
-    assert np.array_equal(moved[:2], np.broadcast_to(moved[2], (2, 56, 3)))
-    assert np.array_equal(shift(pixels, 0, 0), pixels)
-    assert np.array_equal(shift(pixels[::-1, ::-1], -2, 3)[::-1, ::-1], moved)
+def transformers_patches(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """f32[P, 3, 2, 196] of one frame."""
+    size = {"shortest_edge": 28 * 28, "longest_edge": 1 << 20}
+    patches = Qwen2VLImageProcessorPil(size=size)([pixels], return_tensors="np")["pixel_values"]
+    return patches.reshape(len(patches), 3, 2, 196)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_a_films_patches_pair_its_frames(count: int) -> None:
+    generator = np.random.default_rng(count)
+    frames = [picture(generator, 56, 84) for _ in range(count)]
+    padded = [*frames, frames[-1]]
+    # transformers puts a picture into both places of a patch; a film has its two frames there.
+    expected = [
+        np.stack([transformers_patches(padded[n])[:, :, 0], transformers_patches(padded[n + 1])[:, :, 1]], axis=2)
+        for n in range(0, count, 2)
+    ]
+    assert np.array_equal(to_patches([frames]), np.concatenate(expected).reshape(-1, 1176))

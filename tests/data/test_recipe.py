@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,20 @@ import torch
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.data import Normalization
+from flagscale_vla.config.image import Decoder
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.images import decode
-from flagscale_vla.data.recipe import Recipe
-from flagscale_vla.records import Action, Image, Observation, RawSample, Sample, State, Text
+from flagscale_vla.data.recipe import RECIPE_FILE, Recipe
+from flagscale_vla.records import Action, Image, Observation, RawSample, Sample, State, Text, Video
 from flagscale_vla.robots.statistics import RobotStatistics, Statistics, no_statistics
 from tests.samples import (
     PANDA,
     SAWYER,
+    encode_picture,
     image_config,
     interleaved_sample,
     make_recipe,
+    picture,
     picture_sample,
     robot_sample,
     text_sample,
@@ -212,6 +216,70 @@ def test_what_cannot_be_trained_on_is_named(recipe: Recipe) -> None:
             recipe.length(raw)
     with pytest.raises(BadSampleError, match="has no segments"):
         recipe.length(RawSample(key="k", segments=()))
+
+
+def film_sample(count: int = 5, fps: float = 2.0, sides: tuple[int, int] = (84, 112)) -> RawSample:
+    """A film, a picture, a question, an answer."""
+    generator = np.random.default_rng(7)
+    frames = tuple(encode_picture(picture(generator, *sides)) for _ in range(count))
+    still = Image(name="still", encoded=encode_picture(picture(generator, 56, 56)))
+    question, answer = Text(text="what happens?", supervised=False), Text(text="it opens", supervised=True)
+    return RawSample(
+        key="train-000000.tar/film", segments=(Video(name="clip", frames=frames, fps=fps), question, still, answer)
+    )
+
+
+def test_a_film_is_read_as_pairs_of_frames(recipe: Recipe) -> None:
+    raw = film_sample()
+    sample = recipe.sample(raw, seed=0, epoch=0, augment=False)
+    v = recipe.vocabulary
+    assert sample.grid.tolist() == [[3, 6, 4], [1, 4, 4]] or sample.grid.tolist() == [[3, 4, 6], [1, 4, 4]]
+    assert sample.pixels.shape == (3 * 24 + 16, 1176)
+    assert (sample.tokens[sample.image_slots[:18]] == v.video_pad).all()
+    assert (sample.tokens[sample.image_slots[18:]] == v.image_pad).all()
+    first, last = sample.image_slots[0], sample.image_slots[17]
+    assert (sample.tokens[first - 1], sample.tokens[last + 1]) == (v.vision_start, v.vision_end)
+    # At 2 frames a second a pair takes a second, which is 2 positions for Qwen2.5-VL.
+    times = sample.positions[0, sample.image_slots[:18]]
+    assert (times - times[0]).tolist() == [0] * 6 + [2] * 6 + [4] * 6
+    assert recipe.length(raw) == sample.tokens.numel()
+
+
+def test_long_films_get_smaller_frames() -> None:
+    ours = make_recipe()
+    ours.image.video.total_pixels = 6 * 784
+    few, many = (ours.pictures.grids("k", film_sample(count).segments)[0] for count in (2, 12))
+    assert few == (1, 4, 4)
+    # Six tokens' area over six pairs leaves one token's, and 1.05 times the smallest is no more.
+    assert many == (6, 2, 2)
+    assert ours.length(film_sample(12)) == ours.sample(film_sample(12), seed=0, epoch=0, augment=False).tokens.numel()
+
+
+def test_a_film_of_frames_of_two_sizes_is_refused(recipe: Recipe) -> None:
+    film = film_sample().segments[0]
+    assert isinstance(film, Video)
+    odd = encode_picture(picture(np.random.default_rng(0), 112, 56))
+    raw = RawSample(key="k", segments=(dataclasses.replace(film, frames=(*film.frames, odd)),))
+    with pytest.raises(BadSampleError, match=r"^k\.clip: its frames have different sizes: .*84.*112.*112.*56"):
+        recipe.length(raw)
+    with pytest.raises(BadSampleError, match=r"^k\.clip: its frames have different sizes"):
+        recipe.sample(raw, seed=0, epoch=0, augment=False)
+    broken = dataclasses.replace(film, frames=(*film.frames[:3], film.frames[3][: len(film.frames[3]) // 2]))
+    with pytest.raises(BadSampleError, match=r"^k\.clip-003\.jpg: cannot be decoded"):
+        recipe.sample(RawSample(key="k", segments=(broken,)), seed=0, epoch=0, augment=False)
+
+
+def test_a_recipe_from_before_films_and_changes_is_read(recipe: Recipe, tmp_path: Path) -> None:
+    recipe.save(tmp_path)
+    path = tmp_path / RECIPE_FILE
+    content = json.loads(path.read_text())
+    content["image"] = {"min_pixels": 784, "max_pixels": 12544, "shift_pixels": 4}
+    path.write_text(json.dumps(content))
+    old = Recipe.load(tmp_path)
+    assert old.image.decoder is Decoder.pillow
+    assert old.image.augment == recipe.image.augment
+    assert (old.image.video.min_pixels, old.image.video.max_pixels) == (784, 12544)
+    assert_same(*(r.sample(robot_sample(0), seed=3, epoch=1, augment=True) for r in (recipe, old)))
 
 
 def test_a_robot_without_statistics_is_named(recipe: Recipe) -> None:

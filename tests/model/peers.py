@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.hf.config_json import config_of
 from flagscale_vla.records import PackedBatch
-from tests.model.rows import IMAGE_TOKEN, Document
+from tests.model.rows import FILM_TOKEN, IMAGE_TOKEN, Document
 
 TOKENS = {
     "image_token_id": IMAGE_TOKEN,
-    "video_token_id": 2,
+    "video_token_id": FILM_TOKEN,
     "vision_start_token_id": 1,
     "vision_end_token_id": 0,
     "bos_token_id": 0,
@@ -59,9 +59,9 @@ def peer_outputs(theirs: Any, kind: VisionKind, documents: list[Document], batch
     hidden, logits, patch, image = [], [], 0, 0
     for n, document in enumerate(documents):
         rows = slice(int(batch.cu_seqlens[n]), int(batch.cu_seqlens[n + 1]))
-        patches, images = 4 * sum(document.image_tokens), len(document.images)
+        patches, images = 4 * sum(document.image_tokens), len(document.grids)
         pixels, grid = batch.pixels[patch : patch + patches], batch.grid[image : image + images]
-        inputs = _images(kind, pixels, grid) if images else {}
+        inputs = _images(kind, pixels, grid, document) if images else {}
         positions = batch.positions[0, None, rows] if kind is VisionKind.internvit else batch.positions[:, None, rows]
         state = theirs.model(input_ids=batch.tokens[None, rows], position_ids=positions, use_cache=False, **inputs)
         hidden.append(state.last_hidden_state[0])
@@ -70,9 +70,12 @@ def peer_outputs(theirs: Any, kind: VisionKind, documents: list[Document], batch
     return torch.cat(hidden), torch.cat(logits)
 
 
-def _images(kind: VisionKind, pixels: Tensor, grid: Tensor) -> dict[str, Tensor]:
+def _images(kind: VisionKind, pixels: Tensor, grid: Tensor, document: Document) -> dict[str, Tensor]:
     if kind is not VisionKind.internvit:
-        return {"pixel_values": pixels, "image_grid_thw": grid}
+        still = 4 * sum(document.image_tokens[: len(document.images)])
+        images = {"pixel_values": pixels[:still], "image_grid_thw": grid[: len(document.images)]}
+        film = {"pixel_values_videos": pixels[still:], "video_grid_thw": grid[len(document.images) :]}
+        return (images if document.images else {}) | (film if document.film else {})
     side = int(grid[0, 1]) // 2
     # (image, row and column of the group, row and column in it, channel, pixel row, pixel column)
     cut = pixels.reshape(len(grid), side, side, 2, 2, 3, 14, 14)

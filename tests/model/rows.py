@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from flagscale_vla.records import PackedBatch
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 IMAGE_TOKEN = 3
+FILM_TOKEN = 2
+FILM_STRIDE = 4.0
+"""Rotary time positions from one pair of a film's frames to the next: 1 frame a second, at Qwen2.5-VL's rate."""
 HORIZON, WIDTH = 4, 8
 SMALL = [
     "model.vision.layers=2",
@@ -45,7 +49,12 @@ SMALL = [
 NO_WINDOWS = ["model.vision.window_pixels=0", "model.vision.full_attention_layers=[]"]
 FAMILIES = {
     "qwen2_5_vl": [],
-    "qwen2_vl": ["model.vision.kind=qwen2_vl", "model.vision.intermediate=64", *NO_WINDOWS],
+    "qwen2_vl": [
+        "model.vision.kind=qwen2_vl",
+        "model.vision.intermediate=64",
+        "data.image.video.tokens_per_second=0",
+        *NO_WINDOWS,
+    ],
     "internvl": ["verb=dryrun", "model.vision.kind=internvit", "model.vision.image_pixels=56", *NO_WINDOWS],
 }
 """Overrides that make the very small model one of a family. InternVL's images are of 4 x 4 patches.
@@ -69,16 +78,24 @@ def public_model(name: str) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Document:
-    """Two tokens of text, images of these (height, width) patches, more text, perhaps a state and a chunk."""
+    """Two tokens of text, images of these patches, perhaps a film, more text, perhaps a state and a chunk."""
 
     text: int
     images: tuple[tuple[int, int], ...] = ()
+    """(height, width) patches of each"""
+    film: tuple[int, int, int] | None = None
+    """(time, height, width) patches of one film, after the images and a token of text"""
     acts: bool = False
 
     @property
+    def grids(self) -> list[tuple[int, int, int]]:
+        """Patches of each image and of the film."""
+        return [*((1, *image) for image in self.images), *([self.film] if self.film else [])]
+
+    @property
     def image_tokens(self) -> list[int]:
-        """Tokens of each image."""
-        return [height * width // 4 for height, width in self.images]
+        """Tokens of each image, and of the film."""
+        return [math.prod(grid) // 4 for grid in self.grids]
 
     @property
     def length(self) -> int:
@@ -104,7 +121,7 @@ def make_row(
     rng = np.random.default_rng(seed)
     starts = np.cumsum([0, *(document.length for document in documents)])
     acting = [(document, start) for document, start in zip(documents, starts, strict=False) if document.acts]
-    grids = [(1, *image) for document in documents for image in document.images] or [(1, 2, 2)]
+    grids = [grid for document in documents for grid in document.grids] or [(1, 2, 2)]
     images = [
         slots for document, start in zip(documents, starts, strict=False) for slots in _image_slots(document, start)
     ]
@@ -139,8 +156,9 @@ def make_row(
 
 
 def _image_starts(document: Document) -> list[int]:
-    """Images come after the first two tokens of text."""
-    return [2 + sum(document.image_tokens[:n]) for n in range(len(document.images))]
+    """Images come after the first two tokens of text, a film after one more."""
+    starts = [2 + sum(document.image_tokens[:n]) for n in range(len(document.grids))]
+    return [*starts[:-1], starts[-1] + 1] if document.film else starts
 
 
 def _image_slots(document: Document, start: int) -> list[int]:
@@ -151,14 +169,22 @@ def _image_slots(document: Document, start: int) -> list[int]:
 def _tokens(documents: list[Document], starts: np.ndarray, length: int, rng: np.random.Generator) -> Tensor:
     tokens = rng.integers(4, 100, length)
     for document, start in zip(documents, starts, strict=False):
-        tokens[_image_slots(document, int(start))] = IMAGE_TOKEN
+        slots = _image_slots(document, int(start))
+        tokens[slots] = IMAGE_TOKEN
+        if document.film:
+            tokens[slots[-math.prod(document.film) // 4 :]] = FILM_TOKEN
     return torch.from_numpy(tokens)
 
 
 def _positions(documents: list[Document], padding: int, plain: bool) -> Tensor:
     """In three axes, or plain numbers on all three."""
-    parts = [rotary_positions(d.length, *(([], []) if plain else (_image_starts(d), d.images))) for d in documents]
-    return torch.from_numpy(np.concatenate([*parts, rotary_positions(padding, [], [])], axis=1))
+    parts = [
+        rotary_positions(d.length, [], [], [])
+        if plain
+        else rotary_positions(d.length, _image_starts(d), d.grids, [FILM_STRIDE] * len(d.grids))
+        for d in documents
+    ]
+    return torch.from_numpy(np.concatenate([*parts, rotary_positions(padding, [], [], [])], axis=1))
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> Tensor:

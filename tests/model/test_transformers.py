@@ -24,6 +24,11 @@ ROWS = {
     "packed images": IMAGES,
     "packed, images and long text": [*ACTIONS[2:], *IMAGES, Document(60)],
 }
+FILMS = {
+    "a film": [Document(12, film=(3, 8, 4))],
+    "packed films and images": [*IMAGES, Document(9, images=((4, 8),), film=(2, 12, 8)), Document(5, film=(4, 2, 2))],
+}
+"""InternVL has no films."""
 
 
 def compare(rank: int, family: str, tied: bool) -> dict[str, tuple[float, float]]:
@@ -37,7 +42,7 @@ def compare(rank: int, family: str, tied: bool) -> dict[str, tuple[float, float]
     assert not missing.unexpected_keys
     assert all(name.startswith("flow") or "_extra_state" in name for name in missing.missing_keys)
     kind, length = run.model.vision.kind, run.data.pack_length
-    rows = {name: tiled(row) for name, row in ROWS.items()} if kind is VisionKind.internvit else ROWS
+    rows = {name: tiled(row) for name, row in ROWS.items()} if kind is VisionKind.internvit else ROWS | FILMS
     return {name: compare_row(ours, theirs, documents, length, kind) for name, documents in rows.items()}
 
 
@@ -65,6 +70,6 @@ def our_outputs(model: VisionLanguageAction, batch) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward_equals_transformers(family: str, tied: bool) -> None:
     differences = run_ranks(compare, 1, family, tied)[0]
-    assert len(differences) == len(ROWS)
+    assert len(differences) == len(ROWS) + (len(FILMS) if family != "internvl" else 0)
     assert {name: hidden for name, (hidden, _) in differences.items() if hidden >= TOLERANCE} == {}
     assert {name: logits for name, (_, logits) in differences.items() if logits >= TOLERANCE} == {}

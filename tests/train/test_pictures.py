@@ -44,7 +44,7 @@ def pictures_of(raw: RawSample, source: Source) -> list[np.ndarray]:
 
 def test_patches_are_joined_to_the_picture_they_were_cut_from() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
-    patches = torch.from_numpy(to_patches([picture]))
+    patches = torch.from_numpy(to_patches([[picture]]))
     np.testing.assert_array_equal(join_patches(patches, 4, 6), picture)
 
 

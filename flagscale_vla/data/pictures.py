@@ -1,0 +1,136 @@
+"""A sample's pictures and films on their grids of patches: read, perhaps changed, and counted without decoding.
+
+A film is Qwen2.5-VL's: every two frames make one step of time, an odd last one is repeated (Qwen2.5-VL report, section
+2.1.1). A picture is a film of one frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from flagscale_vla.config.image import ImageConfig
+from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
+from flagscale_vla.data import decoders, images
+from flagscale_vla.data.augment import Kind, allowed, apply, draw
+from flagscale_vla.data.draws import Draw, stream
+from flagscale_vla.data.faults import BadSampleError
+from flagscale_vla.data.images import Pixels
+from flagscale_vla.data.shards import PNG_MAGIC
+from flagscale_vla.records import Image, Segment, Video
+
+Grid = tuple[int, int, int]
+"""Patches along (time, height, width)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A picture, or the frames of a film, each u8[14 rows, 14 columns, 3]."""
+
+    name: str
+    """of the picture or film in its sample"""
+    frames: tuple[Pixels, ...]
+    stride: float
+    """rotary time positions from one step of time to the next; means nothing for a picture"""
+
+    @property
+    def grid(self) -> Grid:
+        """Patches along (time, height, width)."""
+        height, width = self.frames[0].shape[:2]
+        return time_steps(len(self.frames)), height // PATCH_PIXELS, width // PATCH_PIXELS
+
+
+def time_steps(frames: int) -> int:
+    """Steps of time of a film of so many frames."""
+    return -(-frames // PATCH_FRAMES)
+
+
+def merged_tokens(grid: Grid) -> int:
+    """Language tokens of a picture or film."""
+    return grid[0] * grid[1] * grid[2] // PATCH_MERGE**2
+
+
+def is_seen(segment: Segment) -> bool:
+    """Whether a segment is a picture or a film."""
+    return isinstance(segment, Image | Video)
+
+
+class PictureReader:
+    """Turns pictures and films of samples, and a robot's cameras, into clips; one for training and policy.
+
+    Args:
+        config: sizes, back end and changes.
+    """
+
+    def __init__(self, config: ImageConfig) -> None:
+        self.config = config
+
+    def read(self, key: str, segments: Iterable[Segment]) -> list[Clip]:
+        """All pictures and films of a sample, in order.
+
+        Raises:
+            BadSampleError: one of them cannot be decoded, is too large or too long, or a film's frames differ in size.
+        """
+        return [self._read_one(key, segment) for segment in segments if isinstance(segment, Image | Video)]
+
+    def grids(self, key: str, segments: Iterable[Segment]) -> list[Grid]:
+        """Grids of all pictures and films of a sample; only headers are read.
+
+        Raises:
+            BadSampleError: a header does not fit.
+        """
+        return [self._grid(key, segment) for segment in segments if isinstance(segment, Image | Video)]
+
+    def fit(self, name: str, pixels: Pixels) -> Clip:
+        """What a camera sees, u8[h, w, 3]."""
+        return Clip(name=name, frames=(decoders.fit(name, pixels, self.config, self.config.decoder),), stride=1.0)
+
+    def change(self, key: str, segments: Sequence[Segment], clips: Sequence[Clip], seed: int, epoch: int) -> list[Clip]:
+        """The clips of a sample as training changes them; see `data.augment`."""
+        kinds = allowed(segments)
+        return [self._change_one(key, clip, kinds, seed, epoch) for clip in clips] if kinds else list(clips)
+
+    def _change_one(self, key: str, clip: Clip, kinds: frozenset[Kind], seed: int, epoch: int) -> Clip:
+        generator = stream(seed, epoch, f"{key}/{clip.name}", Draw.augment)
+        changes = draw(self.config.augment, kinds, generator)
+        return Clip(name=clip.name, frames=tuple(apply(frame, changes) for frame in clip.frames), stride=clip.stride)
+
+    def _read_one(self, key: str, segment: Image | Video) -> Clip:
+        decoder = self.config.decoder
+        if isinstance(segment, Image):
+            name = member_name(key, segment.name, segment.encoded)
+            pixels = decoders.load(name, segment.encoded, self.config, decoder)
+            return Clip(name=segment.name, frames=(pixels,), stride=1.0)
+        limits = self.config.video.limits(len(segment.frames))
+        frames = tuple(decoders.load(name, encoded, limits, decoder) for name, encoded in frame_names(key, segment))
+        _check_sides(f"{key}.{segment.name}", {frame.shape[:2] for frame in frames})
+        return Clip(name=segment.name, frames=frames, stride=self.config.video.stride(segment.fps))
+
+    def _grid(self, key: str, segment: Image | Video) -> Grid:
+        if isinstance(segment, Image):
+            name = member_name(key, segment.name, segment.encoded)
+            picture = images.open_image(name, segment.encoded)
+            return 1, *images.image_grid(name, picture.height, picture.width, self.config)
+        headers = [images.open_image(name, encoded) for name, encoded in frame_names(key, segment)]
+        name = f"{key}.{segment.name}"
+        _check_sides(name, {(header.height, header.width) for header in headers})
+        limits = self.config.video.limits(len(headers))
+        return time_steps(len(headers)), *images.image_grid(name, headers[0].height, headers[0].width, limits)
+
+
+def _check_sides(name: str, sides: set[tuple[int, ...]]) -> None:
+    if len(sides) > 1:
+        raise BadSampleError(name, f"its frames have different sizes: {sorted(sides)}")
+
+
+def frame_names(key: str, video: Video) -> list[tuple[str, bytes]]:
+    """Each frame's tar member and bytes."""
+    return [
+        (member_name(key, f"{video.name}-{number:03d}", encoded), encoded)
+        for number, encoded in enumerate(video.frames)
+    ]
+
+
+def member_name(key: str, name: str, encoded: bytes) -> str:
+    """The tar member a picture came from."""
+    return f"{key}.{name}.{'png' if encoded.startswith(PNG_MAGIC) else 'jpg'}"
