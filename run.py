@@ -70,9 +70,10 @@ def find_job(run: object) -> Callable[[object], None]:
 def leave_unread(config: DictConfig) -> None:
     """Let a dry run do without what it would not read: shards and tokenizer."""
     if OmegaConf.get_type(config) is TrainRun and config.verb is Verb.dryrun:
-        for key in ("shards", "tokenizer"):
-            if OmegaConf.is_missing(config.data, key):
-                config.data[key] = "unread"
+        if not config.data.shards and not config.data.mixture:
+            config.data.shards = "unread"
+        if OmegaConf.is_missing(config.data, "tokenizer"):
+            config.data.tokenizer = "unread"
 
 
 def run_composed(config: DictConfig) -> None:

@@ -194,10 +194,15 @@ class LossSums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What resume needs beyond weights. `packs` is the loader's whole state: packs already read, over all ranks."""
+    """What resume needs beyond weights. `packs`, `era` and `first` are the loader's whole state."""
 
     step: int = 0
     packs: int = 0
+    """rows already read, over all ranks"""
+    era: int = 0
+    """part of the data's order that the next row is in"""
+    first: int = 0
+    """rows before that part"""
     samples: int = 0
     tokens: int = 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,9 +21,14 @@ from flagscale_vla.action.units import Units
 from flagscale_vla.action.vocabulary import added_tokens
 from flagscale_vla.config.data import ActionConfig, Answer, CodeIds, Normalization
 from flagscale_vla.config.image import AugmentConfig, Decoder, ImageConfig, VideoConfig
+from flagscale_vla.config.mixture import OrderConfig, TooLong, Weigh
 from flagscale_vla.data.codes import Tokenizers
+from flagscale_vla.data.feed import Feed
+from flagscale_vla.data.index import Index
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.shards import ShardWriter
+from flagscale_vla.data.sources import Source
+from flagscale_vla.data.store import LocalStore
 from flagscale_vla.data.tokenizer import fit_tokenizer
 from flagscale_vla.records import Action, Image, PackedBatch, RawSample, Segment, State, Text
 from flagscale_vla.robots.embodiments import Embodiment, save_embodiments
@@ -237,6 +242,63 @@ def make_recipe(
         action=action,
         width=width,
         system_prompt="You are a helpful physical assistant.",
+    )
+
+
+def made_up_index(lengths: Sequence[int], name: str = "train-000000.tar") -> Index:
+    """An index of samples that are nowhere, each of one segment."""
+    numbers = np.arange(len(lengths) + 1)
+    return Index(
+        store=LocalStore(Path("nowhere")),
+        shards=(name,),
+        digests=("",),
+        keys=tuple(f"text-{number:05d}" for number in numbers[:-1]),
+        robots=("",) * len(lengths),
+        shard=np.zeros(len(lengths), np.int32),
+        start=numbers[:-1] * 1024,
+        size=np.full(len(lengths), 1024),
+        lengths=np.asarray(lengths, np.int64),
+        segments=np.asarray(lengths, np.int32),
+        segment_starts=numbers,
+        cuts=np.ones(len(lengths), np.bool_),
+        faults=(),
+        gatherers={},
+    )
+
+
+def order_config(**changes: object) -> OrderConfig:
+    """The order of a folder of shards alone, or what `changes` makes of it."""
+    alone: dict[str, object] = {
+        "shards": "" if "mixture" in changes else "unused",
+        "mixture": {},
+        "weigh": Weigh.samples,
+        "stages": [],
+        "epochs": 0,
+        "era": 65536,
+        "pool": 64,
+        "too_long": TooLong.refuse,
+    }
+    return OrderConfig(**alone | changes)  # type: ignore[arg-type]
+
+
+def make_feed(
+    indices: Index | dict[str, Index],
+    recipe: Recipe,
+    pack_length: int,
+    *,
+    seed: int = 0,
+    augment: bool = False,
+    order: OrderConfig | None = None,
+) -> Feed:
+    """What a run would read of one index, or of several by name."""
+    named = {"": indices} if isinstance(indices, Index) else indices
+    return Feed(
+        sources=tuple(Source(name=name, index=index) for name, index in sorted(named.items())),
+        recipe=recipe,
+        order=order or order_config(),
+        pack_length=pack_length,
+        seed=seed,
+        augment=augment,
     )
 
 

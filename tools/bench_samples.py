@@ -91,7 +91,10 @@ def _with_texts(raw: RawSample, texts: list[str]) -> RawSample:
 
 def recorded(run: TrainRun) -> tuple[Recipe, Index]:
     """Recipe and index of the run's shards."""
-    return open_train_data(run.data, run.action, width=run.model.flow.width, vocab=run.model.language.vocab)
+    recipe, (source,) = open_train_data(
+        run.data, run.action, width=run.model.flow.width, vocab=run.model.language.vocab
+    )
+    return recipe, source.index
 
 
 def made_up(run: TrainRun) -> Recipe:

@@ -28,7 +28,7 @@ from hydra import compose, initialize_config_dir
 
 from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.config.schema import register_schemas, settings_of
-from flagscale_vla.data.plan import plan_epoch
+from flagscale_vla.data.pooled import pack_pooled
 from flagscale_vla.mcore.engine import Engine
 from flagscale_vla.mcore.platform import Platform, choose_platform
 from flagscale_vla.mcore.topology import Topology
@@ -52,16 +52,13 @@ def compose_run(overrides: list[str]) -> TrainRun:
 
 
 def make_batches(run: TrainRun, samples: Samples, num_rows: int) -> tuple[list[PackedBatch], list[Padded]]:
-    """The first `num_rows` rows of a plan, and the same samples, shuffled, as many to a batch as the mean row holds."""
+    """The first `num_rows` rows, and the same samples, shuffled, as many to a batch as the mean row holds."""
     raws, lengths = [], []
     while sum(lengths) < (num_rows + 2) * run.data.pack_length:
         raws.append(samples.draw(len(raws)))
         lengths.append(samples.recipe.length(raws[-1]))
-    plan = plan_epoch(np.asarray(lengths), run.data.pack_length, run.seed, 0)
-    rows = [
-        [samples.recipe.sample(raws[n], seed=run.seed, epoch=0, augment=True) for n in plan.pack(row)]
-        for row in range(num_rows)
-    ]
+    packed = pack_pooled(lengths, run.data.pack_length, run.data.pool)[:num_rows]
+    rows = [[samples.recipe.sample(raws[n], seed=run.seed, epoch=0, augment=True) for n in row] for row in packed]
     everything = [sample for row in rows for sample in row]
     order = np.random.default_rng(run.seed).permutation(len(everything)).tolist()
     count = round(len(everything) / num_rows)

@@ -27,7 +27,6 @@ from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 import torch
 from bench_samples import made_up
 from bench_train_step import compose_run
@@ -35,8 +34,7 @@ from bench_train_step import compose_run
 from flagscale_vla.config.checkpoint_files import DamagedError, read_metadata, verify_digests
 from flagscale_vla.config.checkpoints import METADATA, WEIGHTS, checkpoint_folder, committed
 from flagscale_vla.config.runs import TrainRun
-from flagscale_vla.data.index import Index
-from flagscale_vla.data.loader import Source
+from flagscale_vla.data.feed import Feed
 from flagscale_vla.mcore.pieces import Piece, Rectangle
 from flagscale_vla.mcore.saver import Saver
 from flagscale_vla.mcore.state import Pieces
@@ -97,30 +95,18 @@ def values_of(number: int, step: int, length: int) -> torch.Tensor:
     return torch.arange(length, dtype=torch.float32).add_(number).mul_(1.0 + step)
 
 
-def made_up_source(run: TrainRun) -> Source:
-    """A recipe, and an index of nothing, as a checkpoint describes them."""
-    none = np.zeros(0, np.int64)
-    recipe = made_up(run)
-    index = Index(
-        folder=Path("none"),
-        shards=(),
-        keys=(),
-        robots=(),
-        shard=none,
-        start=none,
-        size=none,
-        lengths=none,
-        faults=(),
-        statistics=recipe.statistics,
+def made_up_feed(run: TrainRun) -> Feed:
+    """A recipe, and no sources, as a checkpoint describes them."""
+    return Feed(
+        sources=(), recipe=made_up(run), order=run.data, pack_length=run.data.pack_length, seed=0, augment=False
     )
-    return Source(index=index, recipe=recipe, pack_length=run.data.pack_length, seed=0, augment=False)
 
 
-def save_on(run: TrainRun, source: Source, num_bytes: int, first: int, told: Connection) -> None:
+def save_on(run: TrainRun, feed: Feed, num_bytes: int, first: int, told: Connection) -> None:
     """Save step after step from `first`, as a run does, and tell each that is committed."""
     torch.set_num_threads(1)
     engine = Writers(num_bytes)
-    saves = Saves(run, Alone(), engine, source)  # type: ignore[arg-type]
+    saves = Saves(run, Alone(), engine, feed)  # type: ignore[arg-type]
     for step in count(first):
         engine.step = step
         saves.begin(Progress(step=step))
@@ -150,13 +136,13 @@ def check_loads(output: Path, num_bytes: int) -> int:
 
 def kill_often(run: TrainRun, kills: int, num_bytes: int, generator: random.Random) -> Counter[str]:
     """Kill saving processes at random moments; what was found after each."""
-    output, source = Path(run.output), made_up_source(run)
+    output, feed = Path(run.output), made_up_feed(run)
     found: Counter[str] = Counter()
     step = 0
     context = multiprocessing.get_context("fork")
     for _ in range(kills):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=save_on, args=(run, source, num_bytes, step + 1, sender))
+        process = context.Process(target=save_on, args=(run, feed, num_bytes, step + 1, sender))
         process.start()
         sender.close()
         time.sleep(generator.uniform(0.0, LONGEST_LIFE))
@@ -266,7 +252,7 @@ def main() -> None:
         killed = kill_often(run, asked.kills, num_bytes, generator)
         shutil.rmtree(Path(scratch) / "checkpoints", ignore_errors=True)
         engine = Writers(2**20)
-        whole = Saves(run, Alone(), engine, made_up_source(run)).last(Progress(step=1))  # type: ignore[arg-type]
+        whole = Saves(run, Alone(), engine, made_up_feed(run)).last(Progress(step=1))  # type: ignore[arg-type]
         assert whole == checkpoint_folder(Path(scratch), 1)
         damaged = damage_often(whole, asked.flips, generator)
     figures = {"kills": dict(killed), "damage": dict(damaged)}

@@ -7,6 +7,7 @@ from enum import Enum
 
 from flagscale_vla.config.checks import check, check_positive, check_share
 from flagscale_vla.config.image import ImageConfig
+from flagscale_vla.config.mixture import OrderConfig
 
 
 class Normalization(Enum):
@@ -32,11 +33,9 @@ class CacheConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class DataConfig:
+class DataConfig(OrderConfig):
     """Where samples come from and how they fill a row."""
 
-    shards: str
-    """folder of `train-*.tar` and `heldout-*.tar`"""
     cache: CacheConfig
     tokenizer: str
     """a Hugging Face `tokenizer.json`, or `fit` to fit a small byte-level BPE on the shards' text"""
@@ -50,7 +49,7 @@ class DataConfig:
     """stop once more than this share of samples read is quarantined; the first 100 reads count as 100"""
 
     def __post_init__(self) -> None:
-        check(bool(self.shards), "data.shards", self.shards or "''", "must name a folder of tar shards", "runs/demo")
+        self.check_order()
         rule = "must name a tokenizer.json, or be `fit`"
         check(bool(self.tokenizer), "data.tokenizer", self.tokenizer or "''", rule, "fit")
         check(self.pack_length > 0, "data.pack_length", self.pack_length, "must be above zero", 2560)

@@ -70,8 +70,8 @@ def settings_of(config: DictConfig) -> object:
 def unknown_keys(config: DictConfig, prefix: str) -> Iterator[tuple[str, list[str]]]:
     """Keys that the type of their node does not have, each with the names that it has."""
     root = OmegaConf.get_type(config)
-    assert is_dataclass(root), f"{prefix or 'the root'} has no schema"
-    known = [field.name for field in fields(root)]
+    # The keys of a mapping are free; what they stand for has a type again.
+    known = [field.name for field in fields(root)] if is_dataclass(root) else [str(name) for name in config]
     for name in map(str, config):
         key = f"{prefix}{name}"
         if name not in known:

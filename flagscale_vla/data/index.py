@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flagscale_vla.data.faults import Fault
-from flagscale_vla.data.gather import join
+from flagscale_vla.data.gather import Gatherers, from_arrays, join, merge, to_arrays
 from flagscale_vla.data.kept import kept_name
 from flagscale_vla.data.pool import map_jobs
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.scan import Scan, find_arrays, find_scan, pack_arrays, scan_shard, scan_to_bytes
 from flagscale_vla.data.store import Place, Store, find_shards
 from flagscale_vla.robots.embodiments import FILE_NAME as EMBODIMENTS_FILE
-from flagscale_vla.robots.statistics import RobotStatistics, statistics_from_json, statistics_to_json
+from flagscale_vla.robots.statistics import RobotStatistics
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 BYTES_PER_PROCESS = 256 << 20
 """Starting a process costs about as much as reading this much."""
 ARRAYS = ("shard", "start", "size", "lengths", "segments", "segment_starts", "cuts")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """All usable samples of one split, in the order of the shards."""
 
@@ -62,8 +62,13 @@ class Index:
     """bool[m] whether a segment begins a user's turn, so that a conversation may be cut before it"""
     faults: tuple[Fault, ...]
     """what was found unusable"""
-    statistics: dict[str, RobotStatistics]
-    """of each robot's states and actions"""
+    gatherers: Gatherers
+    """what the statistics come from, so that those of several sources can be joined"""
+
+    @cached_property
+    def statistics(self) -> dict[str, RobotStatistics]:
+        """Of each robot's states and actions."""
+        return join([self.gatherers])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -170,21 +175,22 @@ def join_scans(store: Store, shards: Sequence[str], scans: Sequence[Scan]) -> In
         segment_starts=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
         cuts=np.concatenate([scan.cuts for scan in scans]),
         faults=tuple(fault for scan in scans for fault in scan.faults),
-        statistics=join(scan.gatherers for scan in scans),
+        gatherers=merge(scan.gatherers for scan in scans),
     )
 
 
 def index_to_bytes(index: Index) -> bytes:
     """A `.npz` file."""
+    places, gathered = to_arrays(index.gatherers)
     rest = {
         "shards": index.shards,
         "digests": index.digests,
         "keys": index.keys,
         "robots": index.robots,
         "faults": [asdict(fault) for fault in index.faults],
-        "statistics": statistics_to_json(index.statistics),
+        "gatherers": places,
     }
-    return pack_arrays(rest, {name: object.__getattribute__(index, name) for name in ARRAYS})
+    return pack_arrays(rest, gathered | {name: object.__getattribute__(index, name) for name in ARRAYS})
 
 
 def find_index(store: Store, name: str) -> Index | None:
@@ -199,6 +205,6 @@ def find_index(store: Store, name: str) -> Index | None:
         keys=tuple(rest["keys"]),
         robots=tuple(rest["robots"]),
         faults=tuple(Fault(**fault) for fault in rest["faults"]),
-        statistics=statistics_from_json(rest["statistics"]),
-        **arrays,
+        gatherers=from_arrays(rest["gatherers"], arrays),
+        **{name: arrays[name] for name in ARRAYS},
     )

@@ -65,7 +65,7 @@ def run(run: IndexRun) -> None:
 
 def index_splits(run: IndexRun, store: Store) -> dict[str, Index]:
     """The index of each split that has shards; the training split must."""
-    recipe = open_recipe(store, run.data, run.action, width=run.width, vocab=run.vocab)
+    recipe = open_recipe({"": store}, run.data, run.action, width=run.width, vocab=run.vocab)
     splits = [split for split in SPLITS if split == "train" or store.list_shards(split)]
     return {split: open_index(store, split, recipe, processes=run.processes) for split in splits}
 

@@ -1,114 +1,108 @@
-"""Packs of one data-parallel rank, read ahead in exact order; a run resumes from one integer on any number of ranks."""
+"""Rows of one data-parallel rank, read ahead in exact order. Three integers say where any number of ranks go on."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import count, islice
+from typing import Any
 
-import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from flagscale_vla.data.faults import BadSampleError, Fault, Quarantine
-from flagscale_vla.data.index import Index
-from flagscale_vla.data.plan import Plan
+from flagscale_vla.data.feed import Feed
+from flagscale_vla.data.mixture import MixtureEndError
+from flagscale_vla.data.plan import Given, Plan, Position
 from flagscale_vla.data.read import read_sample
-from flagscale_vla.data.recipe import Recipe
-from flagscale_vla.data.store import Place
+from flagscale_vla.data.sources import Order, label
 from flagscale_vla.data.workers import fork_server
-from flagscale_vla.records import PackedBatch, Sample
+from flagscale_vla.records import PackedBatch, RawSample, Sample
 
 READ_AHEAD = 4
-"""Packs each worker has ready or in work."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """The endless sequence of packs that all ranks of a run share."""
-
-    index: Index
-    """of the training shards"""
-    recipe: Recipe
-    pack_length: int
-    """S, tokens of a row"""
-    seed: int
-    """of order, noise and augmentation"""
-    augment: bool
-    """whether pictures are moved"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
-    """One pack to read: everything a worker needs to know."""
-
-    epoch: int
-    places: tuple[Place, ...]
-    """of each sample"""
+"""Rows each worker has ready or in work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Delivery:
-    """One pack as read, and what was bad in it."""
+    """One row as read, and what was bad in it."""
 
     batch: PackedBatch
     reads: int
     faults: tuple[Fault, ...]
 
+    def pin_memory(self) -> _Delivery:
+        """The same in page-locked memory, from which a GPU copies while it computes; torch's loader calls this."""
+        values: dict[str, Any] = {field.name: self.batch.__getattribute__(field.name) for field in fields(self.batch)}
+        pinned = {name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, batch=PackedBatch(**values | pinned))
+
 
 class _Reader(Dataset[_Delivery]):
-    """Reads one pack; lives in the workers."""
+    """Reads one row; lives in the workers."""
 
-    def __init__(self, source: Source) -> None:
-        # Not the source itself: its index may be large, and a worker is told where each sample lies.
-        self.store, self.recipe, self.pack_length = source.index.store, source.recipe, source.pack_length
-        self.seed, self.augment = source.seed, source.augment
+    def __init__(self, feed: Feed) -> None:
+        # Not the feed itself: its indices may be large, and a worker is told where each sample lies.
+        self.sources = [(source.name, source.index.store) for source in feed.sources]
+        self.recipe, self.pack_length = feed.recipe, feed.pack_length
+        self.seed, self.augment = feed.seed, feed.augment
 
-    def __getitem__(self, order: _Order) -> _Delivery:
+    def __getitem__(self, orders: tuple[Order, ...]) -> _Delivery:
         samples: list[Sample] = []
         faults: list[Fault] = []
-        for place in order.places:
+        for order in orders:
             try:
-                raw = read_sample(self.store, place)
+                raw = self._read(order)
                 samples.append(self.recipe.sample(raw, seed=self.seed, epoch=order.epoch, augment=self.augment))
             except BadSampleError as error:
-                faults.append(Fault.of(place.shard, error))
+                faults.append(self._fault(order, error))
         batch = self.recipe.pack(samples, self.pack_length)
-        return _Delivery(batch=batch, reads=len(order.places), faults=tuple(faults))
+        return _Delivery(batch=batch, reads=len(orders), faults=tuple(faults))
+
+    def _read(self, order: Order) -> RawSample:
+        name, store = self.sources[order.source]
+        raw = read_sample(store, order.place)
+        raw = replace(raw, key=label(name, raw.key))
+        return order.piece.of(raw) if order.piece else raw
+
+    def _fault(self, order: Order, error: BadSampleError) -> Fault:
+        shard = order.place.shard
+        named = label(self.sources[order.source][0], shard)
+        member = error.member.removeprefix(f"{named}/").removeprefix(f"{shard}/")
+        return Fault(shard=named, member=member, reason=error.reason)
 
 
-class _Orders(Iterable[_Order]):
-    """The packs from `first` on, every `stride`-th."""
+class _Orders(Iterable[tuple[Order, ...]]):
+    """The rows from `first` on, every `stride`-th."""
 
-    def __init__(self, source: Source, first: int, stride: int) -> None:
-        index = source.index
-        self.usable = np.flatnonzero(index.lengths <= source.pack_length)
-        if len(self.usable) == 0:
-            faults = (*index.faults, *index.too_long(source.pack_length))
-            raise ValueError(f"{index.store.url} holds no usable sample: {'; '.join(map(str, faults[:3]))}")
-        self.index, self.first, self.stride = index, first, stride
-        self.plan = Plan(index.lengths[self.usable], source.pack_length, source.seed)
+    def __init__(self, feed: Feed, plan: Plan, first: int, stride: int) -> None:
+        self.feed, self.plan, self.first, self.stride = feed, plan, first, stride
 
-    def __iter__(self) -> Iterator[_Order]:
+    def __iter__(self) -> Iterator[tuple[Order, ...]]:
         for number in count(self.first, self.stride):
-            epoch, chosen = self.plan.pack(number)
-            places = tuple(self.index.place(sample) for sample in self.usable[chosen].tolist())
-            yield _Order(epoch=epoch, places=places)
+            try:
+                row = self.plan.row(number)
+            except MixtureEndError:
+                return
+            yield self.feed.orders(row)
 
 
 class Loader:
-    """Gives this rank's packs in order.
+    """Gives this rank's rows in order.
 
-    Packs are numbered over all ranks from the start of training; rank r of R reads `packs` + r, then every R-th. With M
-    micro-batches, step s so reads packs [s*M*R, (s+1)*M*R), whatever M and R are: `packs` is the whole state.
+    Rows are numbered over all ranks from the start of training; rank r of R reads `position.packs` + r, then every
+    R-th. With M micro-batches, step s so reads rows [s*M*R, (s+1)*M*R), whatever M and R are: the position is the whole
+    state.
 
     Args:
-        source: what is read.
+        feed: what is read.
         dp_rank: r, this rank among the data-parallel ranks.
         dp_size: R.
-        packs: already read, over all ranks; where to go on.
+        position: where to go on.
         workers: processes that read ahead; 0 reads here, when asked.
+        pin: whether rows are put in page-locked memory, for a GPU.
         quarantine: where bad samples are listed and counted, those of the index too.
 
     Raises:
@@ -116,30 +110,48 @@ class Loader:
     """
 
     def __init__(
-        self, source: Source, *, dp_rank: int, dp_size: int, packs: int, workers: int, quarantine: Quarantine
+        self,
+        feed: Feed,
+        *,
+        dp_rank: int,
+        dp_size: int,
+        position: Position,
+        workers: int,
+        pin: bool,
+        quarantine: Quarantine,
     ) -> None:
-        index = source.index
-        faults = (*index.faults, *index.too_long(source.pack_length))
-        quarantine.inspect(len(index), faults, listed=dp_rank == 0)
-        self.packs = packs
+        quarantine.inspect(feed.num_samples, feed.faults, listed=dp_rank == 0)
+        self.packs = position.packs
+        """rows read, over all ranks"""
         self.samples = 0
         """samples this rank has given since it was made"""
         self.tokens = 0
         """tokens of those samples"""
-        self._quarantine, self._dp_size = quarantine, dp_size
-        orders = _Orders(source, packs + dp_rank, dp_size)
-        self._deliveries: Iterator[_Delivery] | None = iter(read_ahead(_Reader(source), orders, workers))
+        self._feed, self._quarantine, self._dp_size = feed, quarantine, dp_size
+        self._plan = feed.plan(position)
+        orders = _Orders(feed, self._plan, position.packs + dp_rank, dp_size)
+        self._deliveries: Iterator[_Delivery] | None = iter(read_ahead(_Reader(feed), orders, workers, pin))
+
+    @property
+    def position(self) -> Position:
+        """Where to go on, on any number of ranks."""
+        return self._plan.position(self.packs)
 
     @property
     def quarantined(self) -> int:
         """Bad samples met by this rank: those of the index, and those it read since."""
         return self._quarantine.num_bad
 
+    def given(self) -> dict[str, Given]:
+        """What each source has given to all ranks since the start of training, bad samples among them."""
+        return self._feed.named(self._plan.given(self.packs))
+
     def take(self, num_packs: int) -> list[PackedBatch]:
-        """The next packs of this rank.
+        """The next rows of this rank.
 
         Raises:
-            ValueError: too many of the samples read are bad, or the loader was closed.
+            ValueError: too many of the samples read are bad, a source has made all of its passes, or the loader was
+                closed.
         """
         if self._deliveries is None:
             raise ValueError("the loader is closed")
@@ -149,6 +161,8 @@ class Loader:
             batches.append(delivery.batch)
             self.samples += len(delivery.batch.keys)
             self.tokens += delivery.batch.num_tokens
+        if len(batches) < num_packs:
+            raise ValueError(f"there are no more rows after {self.packs}: a source was given data.epochs times")
         self.packs += num_packs * self._dp_size
         return batches
 
@@ -163,10 +177,13 @@ class Loader:
         self.close()
 
 
-def read_ahead(reader: _Reader, orders: _Orders, workers: int) -> StatefulDataLoader[_Delivery]:
-    """Deliveries in the order of `orders`, read by `workers` processes, or here for none."""
+def read_ahead(reader: _Reader, orders: _Orders, workers: int, pin: bool) -> StatefulDataLoader[_Delivery]:
+    """Deliveries in the order of `orders`, read by `workers` processes, or here for none.
+
+    The loader's own state is not used: it names each worker, and so could not be gone on from with another number.
+    """
     ahead = {"prefetch_factor": READ_AHEAD, "multiprocessing_context": fork_server()} if workers else {}
     with warnings.catch_warnings():
         # torchdata 0.11 calls a function that torch 2.13 deprecates; it does nothing here.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-        return StatefulDataLoader(reader, batch_size=None, sampler=orders, num_workers=workers, **ahead)
+        return StatefulDataLoader(reader, batch_size=None, sampler=orders, num_workers=workers, pin_memory=pin, **ahead)

@@ -21,6 +21,10 @@ _MERGE, _PASS = 0, 1
 """What a generator is for; the first number after the seed."""
 
 
+class MixtureEndError(ValueError):
+    """A source has made all of its passes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """A part of the curriculum."""
@@ -190,10 +194,12 @@ class Mixture:
         """The samples of one era. Each source's keep their order and are spread evenly over it.
 
         Raises:
-            ValueError: the stream has ended before.
+            MixtureEndError: the stream has ended before.
         """
         if era >= self.num_eras:
-            raise ValueError(f"era {era} is past the last of {self.num_eras:.0f}: a source has made all of its passes")
+            raise MixtureEndError(
+                f"era {era} is past the last of {self.num_eras:.0f}: a source has made all of its passes"
+            )
         random = generator(self.seed, _MERGE, era)
         spans = list(zip(self.positions(era), self.positions(era + 1), strict=True))
         places = [_spread(stop - start, random) for start, stop in spans]

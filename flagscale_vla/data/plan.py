@@ -1,113 +1,188 @@
-"""Which samples go together into a row, and in what order: a pure function of (lengths, row length, seed, epoch).
+"""Which samples go together into a row, and in what order: a pure function of (lengths, weights, settings, seed, era).
 
-Samples are shuffled over all shards, then placed one by one into the fullest open row that still has room (best fit).
-Rows stay open until they are full or too many are open, so what does not fit now is carried over to later rows.
+The rows of an era are planned at once: its samples are drawn, packed through a pool, and the rows put in an order in
+which neighbours cost about the same. No era needs those before it but for one number, how many rows they had; a
+`Position` holds it, so that a run goes on anywhere at once.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-OPEN_ROWS = 64
-"""Rows that wait for a sample that fits; enough for about 1 % of padding on mixed lengths."""
-KEPT_EPOCHS = 2
+from flagscale_vla.data.mixture import Mixture
+from flagscale_vla.data.pooled import arrange, pack_pooled, row_costs
+
+KEPT_ERAS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpochPlan:
-    """The packs of one epoch; each sample is in exactly one."""
+class Position:
+    """Where a run stands in the sequence of rows. `packs` alone says it; the others save looking for it."""
 
-    samples: NDArray[np.int64]
-    """i64[n], indices of all samples in reading order"""
+    packs: int = 0
+    """rows before it, over all ranks"""
+    era: int = 0
+    """an era that begins there or before"""
+    first: int = 0
+    """rows before that era"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The samples of one row, in order."""
+
+    source: NDArray[np.int32]
+    """i32[n] number of the source"""
+    item: NDArray[np.int64]
+    """i64[n] number of the sample in its source"""
+    epoch: NDArray[np.int64]
+    """i64[n] passes that the source had made before"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What one source has given up to some row."""
+
+    samples: int
+    tokens: int
+    passes: float
+    """how many times it has gone through all of its samples"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EraPlan:
+    """The rows of one era, each sample of which is in exactly one."""
+
+    source: NDArray[np.int32]
+    """i32[n] in reading order"""
+    item: NDArray[np.int64]
+    """i64[n]"""
+    epoch: NDArray[np.int64]
+    """i64[n]"""
+    tokens: NDArray[np.int64]
+    """i64[n] of each sample"""
     ends: NDArray[np.int64]
-    """i64[packs], where each pack's samples end"""
+    """i64[rows], where each row's samples end"""
 
-    @property
-    def num_packs(self) -> int:
-        """Rows in the epoch."""
+    def __len__(self) -> int:
         return len(self.ends)
 
-    def pack(self, number: int) -> NDArray[np.int64]:
-        """Indices of the samples of one pack."""
-        start = self.ends[number - 1] if number else 0
-        return self.samples[start : self.ends[number]]
+    def row(self, number: int) -> Row:
+        """One row."""
+        part = slice(self.ends[number - 1] if number else 0, self.ends[number])
+        return Row(source=self.source[part], item=self.item[part], epoch=self.epoch[part])
 
 
-def plan_epoch(lengths: NDArray[np.int64], capacity: int, seed: int, epoch: int) -> EpochPlan:
-    """Place every sample of an epoch.
+def plan_era(mixture: Mixture, era: int, first: int, *, capacity: int, pool: int) -> EraPlan:
+    """Place every sample of an era.
 
     Args:
-        lengths: i64[n] tokens of each sample, none above `capacity`.
+        mixture: what is drawn from; no sample is longer than `capacity`.
+        era: its number.
+        first: rows before it.
         capacity: S, tokens of a row.
-        seed: with
-        epoch: the source of the order.
+        pool: samples that wait to be packed.
     """
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
-    order = generator.permutation(len(lengths))
-    packs = best_fit(order.tolist(), lengths[order].tolist(), capacity)
-    ends = np.cumsum([len(members) for members in packs], dtype=np.int64)
-    samples = np.fromiter((sample for members in packs for sample in members), np.int64, len(lengths))
-    return EpochPlan(samples=samples, ends=ends)
+    drawn = mixture.draw(era)
+    tokens = np.empty(len(drawn.item), np.int64)
+    for number, stream in enumerate(mixture.streams):
+        own = drawn.source == number
+        tokens[own] = stream.lengths[drawn.item[own]]
+    rows = pack_pooled(tokens.tolist(), capacity, pool)
+    order, ends = _in_order(rows, tokens, capacity, first)
+    return EraPlan(
+        source=drawn.source[order], item=drawn.item[order], epoch=drawn.epoch[order], tokens=tokens[order], ends=ends
+    )
 
 
-def best_fit(order: list[int], lengths: list[int], capacity: int, open_rows: int = OPEN_ROWS) -> list[list[int]]:
-    """Rows of at most `capacity`, in the order in which they are closed.
-
-    Open rows are kept sorted as one integer each, room * 2**32 + row, so that a search finds the fullest that fits.
-    """
-    rows: list[list[int]] = []
-    closed: list[int] = []
-    waiting: list[int] = []
-    shortest = min(lengths, default=0)
-    for sample, length in zip(order, lengths, strict=True):
-        place = bisect_left(waiting, length << 32)
-        if place < len(waiting):
-            room, row = divmod(waiting.pop(place), 1 << 32)
-        else:
-            room, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(sample)
-        room -= length
-        if room < shortest:
-            closed.append(row)
-            continue
-        insort(waiting, (room << 32) + row)
-        if len(waiting) > open_rows:
-            closed.append(waiting.pop(0) & 0xFFFFFFFF)
-    closed += sorted(entry & 0xFFFFFFFF for entry in waiting)
-    return [rows[row] for row in closed]
+def _in_order(
+    rows: list[list[int]], tokens: NDArray[np.int64], capacity: int, first: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(samples row after row, where each row's end), the rows arranged."""
+    if not rows:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    members = [np.asarray(row, np.int64) for row in rows]
+    ends = np.cumsum([len(row) for row in rows])
+    arranged = arrange(row_costs(tokens[np.concatenate(members)], ends, capacity), first).tolist()
+    return np.concatenate([members[row] for row in arranged]), np.cumsum([len(rows[row]) for row in arranged])
 
 
 class Plan:
-    """The endless sequence of packs over all epochs, open at any number.
+    """The sequence of rows over all eras, open at any number from `position`'s era on.
 
-    Raises:
-        ValueError: there are no samples.
+    Args:
+        mixture: what is drawn from.
+        capacity: S, tokens of a row.
+        pool: samples that wait to be packed.
+        position: where to go on.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], capacity: int, seed: int) -> None:
-        if len(lengths) == 0:
-            raise ValueError("there are no samples to plan")
-        self.lengths, self.capacity, self.seed = lengths, capacity, seed
-        self._epochs: dict[int, EpochPlan] = {}
-        self._firsts = [0]
+    def __init__(self, mixture: Mixture, capacity: int, pool: int, position: Position) -> None:
+        self.mixture, self.capacity, self.pool = mixture, capacity, pool
+        self._eras: dict[int, EraPlan] = {}
+        self._firsts = {position.era: position.first}
+        self._last = position.era
 
-    def pack(self, number: int) -> tuple[int, NDArray[np.int64]]:
-        """(epoch, indices of samples) of a pack, counted from the start of training."""
-        while number >= self._firsts[-1]:
-            epoch = len(self._firsts) - 1
-            self._firsts.append(self._firsts[-1] + self.epoch(epoch).num_packs)
-        epoch = int(np.searchsorted(self._firsts, number, side="right")) - 1
-        return epoch, self.epoch(epoch).pack(number - self._firsts[epoch])
+    def position(self, packs: int) -> Position:
+        """Where row `packs` is; the era it is in is not planned where the row before it is the end of another.
 
-    def epoch(self, epoch: int) -> EpochPlan:
-        """The packs of one epoch; the last two asked for are kept."""
-        if epoch not in self._epochs:
-            while len(self._epochs) >= KEPT_EPOCHS:
-                del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = plan_epoch(self.lengths, self.capacity, self.seed, epoch)
-        return self._epochs[epoch]
+        Raises:
+            MixtureEndError: there are fewer rows.
+        """
+        assert packs >= min(self._firsts.values()), "rows before the position's era cannot be asked for"
+        era = self._last
+        while packs < self._firsts[era]:
+            era -= 1
+        while packs >= (end := self._firsts[era] + len(self.era(era))):
+            era += 1
+            self._firsts[era], self._last = end, max(self._last, era)
+            if packs == end:
+                break
+        return Position(packs=packs, era=era, first=self._firsts[era])
+
+    def row(self, number: int) -> Row:
+        """One row, counted from the start of training.
+
+        Raises:
+            MixtureEndError: there are fewer rows.
+        """
+        place = self.position(number)
+        while number >= place.first + len(self.era(place.era)):
+            place = self.position(number + 1)
+        return self.era(place.era).row(number - place.first)
+
+    def given(self, packs: int) -> list[Given]:
+        """What each source has given in the first `packs` rows, bad samples among them."""
+        place = self.position(packs)
+        before = self.mixture.positions(place.era)
+        own, tokens = self._within(place)
+        return [
+            Given(
+                samples=start + int(count),
+                tokens=stream.tokens_before(start) + int(added),
+                passes=(start + int(count)) / len(stream),
+            )
+            for stream, start, count, added in zip(self.mixture.streams, before, own, tokens, strict=True)
+        ]
+
+    def _within(self, place: Position) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Samples and tokens, each i64[sources], of the rows between an era's beginning and a position."""
+        sources = len(self.mixture.streams)
+        if place.packs == place.first:
+            return np.zeros(sources, np.int64), np.zeros(sources, np.int64)
+        era = self.era(place.era)
+        part = slice(0, era.ends[place.packs - place.first - 1])
+        tokens = np.bincount(era.source[part], weights=era.tokens[part], minlength=sources)
+        return np.bincount(era.source[part], minlength=sources), tokens.astype(np.int64)
+
+    def era(self, number: int) -> EraPlan:
+        """The rows of one era, which must not be before the position's; the last two asked for are kept."""
+        if number not in self._eras:
+            while len(self._eras) >= KEPT_ERAS:
+                del self._eras[min(self._eras)]
+            first = self._firsts[number]
+            self._eras[number] = plan_era(self.mixture, number, first, capacity=self.capacity, pool=self.pool)
+        return self._eras[number]

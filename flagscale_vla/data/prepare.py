@@ -1,9 +1,9 @@
-"""What must be known of a folder of shards before training: its tokenizer, its index and its robots' statistics."""
+"""What must be known of shards before training: the tokenizer, an index of each source, the robots' statistics."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -11,13 +11,16 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from flagscale_vla.action.vocabulary import added_tokens
+from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.data import ActionConfig, DataConfig
 from flagscale_vla.data.codes import Tokenizers, check_ranges, open_action_tokenizer
 from flagscale_vla.data.faults import BadSampleError
-from flagscale_vla.data.index import Index, open_index
+from flagscale_vla.data.gather import join
+from flagscale_vla.data.index import open_index
 from flagscale_vla.data.kept import kept_name
 from flagscale_vla.data.read import parse_sample
 from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.sources import Source
 from flagscale_vla.data.store import Store, find_shards, open_store
 from flagscale_vla.data.tar import BrokenTarError, group_members, walk_tar
 from flagscale_vla.data.tokenizer import fit_tokenizer, load_tokenizer, read_tokenizer
@@ -28,13 +31,15 @@ logger = logging.getLogger(__name__)
 
 FIT = "fit"
 FIT_TEXTS = 200_000
-"""Texts a tokenizer is fitted on at most, the first of the shards."""
+"""Texts a tokenizer is fitted on at most, the first of the shards; of several sources equally many."""
 ROLES = ("system\n", "user\n", "assistant\n")
 """Text of every conversation that is in no sample."""
 
 
-def open_train_data(data: DataConfig, action: ActionConfig, *, width: int, vocab: int) -> tuple[Recipe, Index]:
-    """The recipe of a run and the index of its training shards; both found once and kept beside the shards.
+def open_train_data(
+    data: DataConfig, action: ActionConfig, *, width: int, vocab: int
+) -> tuple[Recipe, tuple[Source, ...]]:
+    """The recipe of a run and the sources of its training shards, by name; all found once and kept beside the shards.
 
     One process should call this before the others do: it builds what they then only read.
 
@@ -45,34 +50,67 @@ def open_train_data(data: DataConfig, action: ActionConfig, *, width: int, vocab
         vocab: rows of the embedding, `model.language.vocab`.
 
     Raises:
-        ConfigError: the action tokenizer or the vocabulary does not go with the rest.
+        ConfigError: the action tokenizer, the vocabulary or a source's robots do not go with the rest.
         ValueError: there are no shards, or a file is missing, broken or cannot be written.
     """
-    store = open_store(data.shards, data.cache)
-    recipe = open_recipe(store, data, action, width=width, vocab=vocab)
-    index = open_index(store, "train", recipe, processes=data.workers)
-    logger.info("%s: %d samples, %d tokens", store.url, len(index), index.lengths.sum())
+    stores = open_stores(data)
+    recipe = open_recipe(stores, data, action, width=width, vocab=vocab)
+    sources = tuple(
+        Source(name=name, index=open_index(store, "train", recipe, processes=data.workers))
+        for name, store in stores.items()
+    )
+    for source in sources:
+        index = source.index
+        logger.info("%s: %d samples, %d tokens", index.store.url, len(index), index.lengths.sum())
+    statistics = join(source.index.gatherers for source in sources)
     if recipe.tokenizers.actions is not None:
-        check_ranges(recipe.tokenizers.actions, index.statistics)
-    return recipe.with_statistics(index.statistics), index
+        check_ranges(recipe.tokenizers.actions, statistics)
+    return recipe.with_statistics(statistics), sources
 
 
-def open_recipe(store: Store, data: DataConfig, action: ActionConfig, *, width: int, vocab: int) -> Recipe:
-    """The recipe of a run without statistics, which an index of its shards gives.
+def open_recipe(
+    stores: Mapping[str, Store], data: DataConfig, action: ActionConfig, *, width: int, vocab: int
+) -> Recipe:
+    """The recipe of a run without statistics, which indices of its shards give; `stores` as `open_stores` gives them.
 
     Args and errors as `open_train_data`.
     """
     codec = open_action_tokenizer(action)
     added = added_tokens(codec.num_codes if codec else 0, action.ids)
     return Recipe(
-        tokenizers=Tokenizers(text=open_tokenizer(store, data, vocab, added), actions=codec),
-        embodiments=open_embodiments(store),
+        tokenizers=Tokenizers(text=open_tokenizer(stores, data, vocab, added), actions=codec),
+        embodiments=join_embodiments(stores),
         statistics={},
         image=data.image,
         action=action,
         width=width,
         system_prompt=data.system_prompt,
     )
+
+
+def open_stores(data: DataConfig) -> dict[str, Store]:
+    """Where the shards of each source lie, by name; the name of a source that is alone is empty."""
+    if not data.mixture:
+        return {"": open_store(data.shards, data.cache)}
+    return {name: open_store(data.mixture[name].shards, data.cache) for name in sorted(data.mixture)}
+
+
+def join_embodiments(stores: Mapping[str, Store]) -> dict[str, Embodiment]:
+    """The robots of all sources.
+
+    Raises:
+        ConfigError: two sources have different robots of one name.
+        ValueError: as `open_embodiments`.
+    """
+    robots: dict[str, Embodiment] = {}
+    for source, store in stores.items():
+        for name, robot in open_embodiments(store).items():
+            if robots.setdefault(name, robot) != robot:
+                raise ConfigError(
+                    f"data.mixture.{source}.shards={store.url}: its robot {name!r} is not the one of that name in a "
+                    f"source before it. This would pass: shards in whose {FILE_NAME} the robots are the same"
+                )
+    return robots
 
 
 def open_embodiments(store: Store) -> dict[str, Embodiment]:
@@ -90,7 +128,7 @@ def open_embodiments(store: Store) -> dict[str, Embodiment]:
     return {}
 
 
-def open_tokenizer(store: Store, data: DataConfig, vocab: int, added: tuple[str, ...]) -> Tokenizer:
+def open_tokenizer(stores: Mapping[str, Store], data: DataConfig, vocab: int, added: tuple[str, ...]) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names, or one fitted on the training shards' text, with the tokens `added`.
 
     Raises:
@@ -98,17 +136,21 @@ def open_tokenizer(store: Store, data: DataConfig, vocab: int, added: tuple[str,
     """
     if data.tokenizer != FIT:
         return load_tokenizer(Path(data.tokenizer), vocab, added)
-    stamps = store.stamps(find_shards(store, "train"))
+    # Kept beside the shards of the first source.
+    first = next(iter(stores.values()))
+    stamps = [stamp for store in stores.values() for stamp in store.stamps(find_shards(store, "train"))]
     name = kept_name("train", stamps, [FIT, FIT_TEXTS, vocab, data.system_prompt, added], ".tokenizer.json")
-    if path := store.kept.find(name):
+    if path := first.kept.find(name):
         return read_tokenizer(path)
-    with store.kept.alone():
-        if path := store.kept.find(name):
+    with first.kept.alone():
+        if path := first.kept.find(name):
             return read_tokenizer(path)
         # Twice, because the fit merges nothing that occurs once, and these are in every sample.
         template = 2 * [*ROLES, data.system_prompt]
-        texts = [*template, *islice(read_texts(store), FIT_TEXTS)]
-        return read_tokenizer(store.kept.write(name, fit_tokenizer(texts, vocab, added).to_str().encode()))
+        share = FIT_TEXTS // len(stores)
+        own = (text for store in stores.values() for text in islice(read_texts(store), share))
+        texts = [*template, *own]
+        return read_tokenizer(first.kept.write(name, fit_tokenizer(texts, vocab, added).to_str().encode()))
 
 
 def read_texts(store: Store) -> Iterator[str]:

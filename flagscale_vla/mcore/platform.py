@@ -27,9 +27,14 @@ class Platform:
     """whether the language model's layers multiply in 8 bits"""
 
     @property
+    def is_gpu(self) -> bool:
+        """Whether batches are copied to a device of its own memory."""
+        return self.device.type == "cuda"
+
+    @property
     def name(self) -> str:
         """A word for reports: the GPU's name, or the CPU and its threads."""
-        if self.device.type == "cuda":
+        if self.is_gpu:
             return torch.cuda.get_device_name(self.device)
         return f"cpu, {torch.get_num_threads()} threads"
 

@@ -65,5 +65,10 @@ def fixed(settings: Settings) -> Settings:
     return {
         key: value
         for key, value in settings.items()
-        if key in frozen or (key.split(".")[0] in EXACT and key not in FREE)
+        if key in frozen or (key.split(".")[0] in EXACT and not is_free(key))
     }
+
+
+def is_free(key: str) -> bool:
+    """Whether a setting under a key of `EXACT` may change nevertheless."""
+    return key in FREE or (key.startswith("data.mixture.") and key.endswith(".shards"))

@@ -36,7 +36,7 @@ from flagscale_vla.train.changes import check_resumable, differing, read_setting
 from flagscale_vla.train.metadata import samples_digest
 
 if TYPE_CHECKING:
-    from flagscale_vla.data.loader import Source
+    from flagscale_vla.data.feed import Feed
     from flagscale_vla.mcore.engine import Engine
     from flagscale_vla.mcore.topology import Topology
 
@@ -176,20 +176,20 @@ def check_action_tokenizer(folder: Path, run: TrainRun, recipe: Recipe) -> None:
         )
 
 
-def check_samples(folder: Path, run: TrainRun, source: Source) -> None:
+def check_samples(folder: Path, run: TrainRun, feed: Feed) -> None:
     """Refuse to go on with other samples than the run was begun with: their order would no longer be the run's.
 
     Raises:
         ConfigError: where shards were added, removed or changed.
     """
-    if read_metadata(folder).samples != samples_digest(source.index):
+    if read_metadata(folder).samples != samples_digest(feed):
         raise ConfigError(
             f"data.shards={run.data.shards}: holds other samples than {folder} was trained on. This would pass: the "
             f"shards as they were, or another output= with init={folder} to train its weights on these"
         )
 
 
-def check_tokenizer(folder: Path, run: TrainRun, source: Source) -> None:
+def check_tokenizer(folder: Path, run: TrainRun, feed: Feed) -> None:
     """Refuse to start from weights that were trained with other token ids.
 
     Ids of codes may come behind those that there are. Where the weights have no flow head, as a vision-language model's
@@ -199,7 +199,7 @@ def check_tokenizer(folder: Path, run: TrainRun, source: Source) -> None:
         ConfigError: naming the tokenizer that belongs to them.
     """
     path = folder / RECIPE / TOKENIZER_FILE
-    recipe = source.recipe
+    recipe = feed.recipe
     head = {row.ours for row in head_table(run.model)}
     moved = () if head & set(StoredTensors.open(folder / WEIGHTS).weights) else ACTION_TOKENS
     if not extends(recipe.tokenizer, read_tokenizer(path), moved):

@@ -7,10 +7,11 @@ very lines that it would have written without a stop: each step is in exactly on
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from flagscale_vla.data.plan import Given
 from flagscale_vla.records import LossSums, Progress
 
 LAST_SHARE = 0.1
@@ -34,6 +35,8 @@ class StepRecord:
     """samples left out so far, since this start of the run"""
     seconds: float
     """from asking for the rows to the end of the step"""
+    given: Mapping[str, Given]
+    """what each source has given since the run began, bad samples among them"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,8 @@ class Line:
     """share of the rows' tokens that is padding"""
     memory_gib: float
     """largest so far, on the process that writes"""
+    sources: dict[str, dict[str, float]]
+    """samples, tokens and passes of each source since the run began, bad samples among them"""
 
 
 def close_window(steps: Sequence[StepRecord], row_tokens: int, memory_gib: float) -> Line:
@@ -88,7 +93,15 @@ def close_window(steps: Sequence[StepRecord], row_tokens: int, memory_gib: float
         samples_per_second=sum(step.samples for step in steps) / seconds,
         padding_share=1.0 - tokens / (row_tokens * len(steps)),
         memory_gib=memory_gib,
+        sources={name: asdict(given) for name, given in last.given.items()},
     )
+
+
+def line_figures(line: Line) -> dict[str, float]:
+    """Every figure of a line but its step, flat: those of sources as `sources/NAME/FIGURE`."""
+    flat = {name: value for name, value in asdict(line).items() if name not in ("step", "sources")}
+    parts = {f"sources/{name}/{key}": value for name, part in line.sources.items() for key, value in part.items()}
+    return {name: value for name, value in (flat | parts).items() if value is not None}
 
 
 def append_line(path: Path, line: Line) -> None:

@@ -44,5 +44,12 @@ def write_page(
     config: str,
 ) -> None:
     """Write the page of a run into its folder."""
-    fields = {"title": f"Training {folder.name}", "remark": remark, "summary": summary, "samples": samples}
+    sources = lines[-1].sources if lines else {}
+    fields = {
+        "title": f"Training {folder.name}",
+        "remark": remark,
+        "summary": summary,
+        "samples": samples,
+        "sources": sources,
+    }
     write_report(folder, "train.html.j2", fields | {"curves": figure_uri(draw_curves(lines)), "config": config})

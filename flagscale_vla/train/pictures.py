@@ -13,10 +13,10 @@ from torch import Tensor
 from flagscale_vla.action.vocabulary import Vocabulary
 from flagscale_vla.config.data import Answer
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
+from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.images import CLIP_MEAN, CLIP_STD
-from flagscale_vla.data.index import Index
-from flagscale_vla.data.loader import Source
 from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.sources import find_sample
 from flagscale_vla.records import PackedBatch
 
 CODES = "codes"
@@ -57,28 +57,23 @@ class View:
     chunks: tuple[Chunk, ...]
 
 
-def sample_views(batch: PackedBatch, source: Source) -> Iterator[View]:
+def sample_views(batch: PackedBatch, feed: Feed) -> Iterator[View]:
     """Every sample of a row on the CPU, one when it is asked for."""
-    recipe = source.recipe
+    recipe = feed.recipe
     for number, key in enumerate(batch.keys):
         start, end = batch.cu_seqlens[number : number + 2].tolist()
         yield View(
             key=key,
             spans=tuple(read_text(batch.tokens[start:end], batch.labels[start:end], recipe)),
             images=tuple(read_images(batch, start, end)),
-            chunks=tuple(read_chunks(batch, recipe, robot_of(source.index, key), start, end)),
+            chunks=tuple(read_chunks(batch, recipe, robot_of(feed, key), start, end)),
         )
 
 
-def robot_of(index: Index, key: str) -> str:
-    """The robot of the sample with this key, `shard.tar/member`; empty where it has none."""
-    shard, _, member = key.partition("/")
-    number = index.shards.index(shard)
-    return next(
-        index.robots[place]
-        for place, found in enumerate(index.keys)
-        if found == member and index.shard[place] == number
-    )
+def robot_of(feed: Feed, key: str) -> str:
+    """The robot of the sample with this key, as rows have it; empty where it has none."""
+    source, number = find_sample(feed.sources, key)
+    return source.index.robots[number]
 
 
 def read_text(tokens: Tensor, labels: Tensor, recipe: Recipe) -> Iterator[Span]:

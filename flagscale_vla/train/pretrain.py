@@ -19,7 +19,9 @@ from pathlib import Path
 from flagscale_vla.config.checkpoints import CONFIG, RECIPE
 from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.data.faults import Quarantine
-from flagscale_vla.data.loader import Loader, Source
+from flagscale_vla.data.feed import Feed
+from flagscale_vla.data.loader import Loader
+from flagscale_vla.data.plan import Position
 from flagscale_vla.data.prepare import open_train_data
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.mcore.engine import Engine, StepResult
@@ -85,18 +87,18 @@ def started(run: TrainRun, platform: Platform) -> Iterator[Topology]:
 
 def pretrain(run: TrainRun, platform: Platform, topology: Topology, init: Path | None) -> Progress:
     """Make the steps that are left: from the run's newest checkpoint, or the weights in `init`, or random ones."""
-    source = open_source(run, topology)
+    feed = open_feed(run, topology)
     build_chunk = partial(VisionLanguageAction, run.model, run.parallel, platform, topology)
     engine = Engine(build_chunk, objective, run, topology, platform)
     newest, progress = resume(run, topology, engine)
     if newest is not None:
-        check_action_tokenizer(newest, run, source.recipe)
-        check_samples(newest, run, source)
-        source = replace(source, recipe=Recipe.load(newest / RECIPE))
+        check_action_tokenizer(newest, run, feed.recipe)
+        check_samples(newest, run, feed)
+        feed = replace(feed, recipe=Recipe.load(newest / RECIPE))
     elif init is not None:
-        check_tokenizer(init, run, source)
+        check_tokenizer(init, run, feed)
         begin_from(init, run, topology, engine)
-    return train(run, platform, topology, engine, source, progress)
+    return train(run, platform, topology, engine, feed, progress)
 
 
 def begin_from(init: Path, run: TrainRun, topology: Topology, engine: Engine) -> None:
@@ -107,15 +109,15 @@ def begin_from(init: Path, run: TrainRun, topology: Topology, engine: Engine) ->
 
 
 def train(
-    run: TrainRun, platform: Platform, topology: Topology, engine: Engine, source: Source, progress: Progress
+    run: TrainRun, platform: Platform, topology: Topology, engine: Engine, feed: Feed, progress: Progress
 ) -> Progress:
     """Make the steps after `progress`, saving on the way, at the end, and where a signal asks to stop."""
     with (
-        open_loader(run, topology, source, progress) as loader,
-        Report(run, source, writes=topology.is_writer, device=platform.name, progress=progress) as report,
+        open_loader(run, platform, topology, feed, progress) as loader,
+        Report(run, feed, writes=topology.is_writer, device=platform.name, progress=progress) as report,
         Interrupt() as interrupt,
     ):
-        saves = Saves(run, topology, engine, source)
+        saves = Saves(run, topology, engine, feed)
         stop = False
         while progress.step < run.steps and not stop:
             record = take_step(run, topology, engine, loader, report)
@@ -154,7 +156,9 @@ def take_step(run: TrainRun, topology: Topology, engine: Engine, loader: Loader,
     samples, tokens, bad = topology.data_sum([*counts, loader.quarantined - report.refused])
     progress = Progress(
         step=before.step + 1,
-        packs=before.packs + run.global_packs,
+        packs=loader.position.packs,
+        era=loader.position.era,
+        first=loader.position.first,
         samples=before.samples + samples,
         tokens=before.tokens + tokens,
     )
@@ -167,6 +171,7 @@ def take_step(run: TrainRun, topology: Topology, engine: Engine, loader: Loader,
         tokens=tokens,
         quarantined=report.refused + bad,
         seconds=seconds,
+        given=loader.given() if topology.is_writer else {},
     )
 
 
@@ -190,7 +195,7 @@ def check_finite(result: StepResult, step: int, rank: int, batches: Sequence[Pac
         )
 
 
-def open_source(run: TrainRun, topology: Topology) -> Source:
+def open_feed(run: TrainRun, topology: Topology) -> Feed:
     """What is trained on. The writer looks through the shards first; the others find what it has kept beside them."""
     if topology.is_writer:
         write_config(run, Path(run.output) / CONFIG)
@@ -199,20 +204,34 @@ def open_source(run: TrainRun, topology: Topology) -> Source:
     return read_shards(run)
 
 
-def read_shards(run: TrainRun) -> Source:
-    """The samples of a run and how they are made, from its shards."""
-    recipe, index = open_train_data(run.data, run.action, width=run.model.flow.width, vocab=run.model.language.vocab)
-    return Source(index=index, recipe=recipe, pack_length=run.data.pack_length, seed=run.seed, augment=True)
+def read_shards(run: TrainRun) -> Feed:
+    """The samples of a run, their order and how they are made, from its shards.
+
+    Raises:
+        ConfigError: `data.epochs` gives fewer samples than the run needs.
+    """
+    recipe, sources = open_train_data(run.data, run.action, width=run.model.flow.width, vocab=run.model.language.vocab)
+    feed = Feed(
+        sources=sources,
+        recipe=recipe,
+        order=run.data,
+        pack_length=run.data.pack_length,
+        seed=run.seed,
+        augment=True,
+    )
+    feed.check_epochs(run.steps, run.global_packs)
+    return feed
 
 
-def open_loader(run: TrainRun, topology: Topology, source: Source, progress: Progress) -> Loader:
+def open_loader(run: TrainRun, platform: Platform, topology: Topology, feed: Feed, progress: Progress) -> Loader:
     """The rows of this data-parallel rank from where the run stands."""
     path = Path(run.output) / "quarantine" / f"rank_{topology.rank}.jsonl"
     return Loader(
-        source,
+        feed,
         dp_rank=topology.dp_rank,
         dp_size=topology.dp_size,
-        packs=progress.packs,
+        position=Position(packs=progress.packs, era=progress.era, first=progress.first),
         workers=run.data.workers,
+        pin=platform.is_gpu,
         quarantine=Quarantine(path, run.data.max_bad_share),
     )

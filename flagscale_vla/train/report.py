@@ -11,7 +11,6 @@ import resource
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +25,7 @@ from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.provenance import git_hash, package_versions
 from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.config.stored import flat_settings
-from flagscale_vla.data.loader import Source
+from flagscale_vla.data.feed import Feed
 from flagscale_vla.model.size import count_parameters
 from flagscale_vla.records import PackedBatch, Progress
 from flagscale_vla.reports.outputs import SUMMARY, replace_text, settings_yaml
@@ -37,6 +36,7 @@ from flagscale_vla.train.metrics import (
     append_line,
     close_window,
     last_losses,
+    line_figures,
     read_lines,
     truncate_lines,
 )
@@ -56,16 +56,16 @@ class Report:
 
     Args:
         run: the settings.
-        source: what is trained on, to show samples of.
+        feed: what is trained on, to show samples of.
         writes: whether this process is the one that writes.
         device: a word for what is computed on.
         progress: where the run begins or goes on; lines past it are dropped from `metrics.jsonl`.
     """
 
-    def __init__(self, run: TrainRun, source: Source, *, writes: bool, device: str, progress: Progress) -> None:
-        self.run, self.source, self.writes, self.device, self.progress = run, source, writes, device, progress
+    def __init__(self, run: TrainRun, feed: Feed, *, writes: bool, device: str, progress: Progress) -> None:
+        self.run, self.feed, self.writes, self.device, self.progress = run, feed, writes, device, progress
         self.output = Path(run.output)
-        self.refused = len(source.index.faults) + len(source.index.too_long(run.data.pack_length))
+        self.refused = len(feed.faults)
         """samples that the index found unusable; the same on every rank"""
         self._window: list[StepRecord] = []
         self._open = ExitStack()
@@ -101,7 +101,7 @@ class Report:
     def show(self, batches: Sequence[PackedBatch]) -> None:
         """Keep a look at the first samples of the rows the model was given."""
         if self.writes:
-            views = (view for batch in batches for view in sample_views(batch, self.source))
+            views = (view for batch in batches for view in sample_views(batch, self.feed))
             write_samples(self.output / SAMPLES, islice(views, self.run.report.samples))
 
     def step(self, record: StepRecord) -> None:
@@ -128,7 +128,7 @@ class Report:
         self._send(line)
 
     def _send(self, line: Line) -> None:
-        figures = {name: value for name, value in asdict(line).items() if value is not None and name != "step"}
+        figures = line_figures(line)
         if self._tensorboard is not None:
             for name, value in figures.items():
                 self._tensorboard.add_scalar(name, value, line.step)

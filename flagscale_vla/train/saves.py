@@ -43,7 +43,7 @@ from flagscale_vla.train.changes import write_config
 from flagscale_vla.train.metadata import samples_digest
 
 if TYPE_CHECKING:
-    from flagscale_vla.data.loader import Source
+    from flagscale_vla.data.feed import Feed
     from flagscale_vla.mcore.engine import Engine
     from flagscale_vla.mcore.topology import Topology
 
@@ -66,8 +66,8 @@ class Saves:
     only the last one raises.
     """
 
-    def __init__(self, run: TrainRun, topology: Topology, engine: Engine, source: Source) -> None:
-        self.run, self.topology, self.engine, self.source = run, topology, engine, source
+    def __init__(self, run: TrainRun, topology: Topology, engine: Engine, feed: Feed) -> None:
+        self.run, self.topology, self.engine, self.feed = run, topology, engine, feed
         self.output = Path(run.output)
         self.failed = 0
         self._has_room = False
@@ -134,7 +134,7 @@ class Saves:
             return None
         try:
             StoredTensors.open(pending.folder / WEIGHTS)
-            describe(pending.folder, self.run, self.source, pending.progress)
+            describe(pending.folder, self.run, self.feed, pending.progress)
         except (OSError, DamagedError) as error:
             return error
         prune(self.output, self.run.checkpoint.keep)
@@ -153,9 +153,9 @@ class Saves:
         return OSError(f"{pending.folder} could not be saved: another rank failed, and says why")
 
 
-def describe(folder: Path, run: TrainRun, source: Source, progress: Progress) -> None:
+def describe(folder: Path, run: TrainRun, feed: Feed, progress: Progress) -> None:
     """Write all that stands beside the weights, the commit marker last."""
-    source.recipe.save(folder / RECIPE)
+    feed.recipe.save(folder / RECIPE)
     write_config(run, folder / CONFIG)
     write_durably(folder / PROGRESS, json.dumps(asdict(progress), indent=2))
     manifests = [str(path.relative_to(folder)) for path in sorted((folder / WEIGHTS).glob("*.json"))]
@@ -164,8 +164,8 @@ def describe(folder: Path, run: TrainRun, source: Source, progress: Progress) ->
         step=progress.step,
         model=flat_settings(run.model),
         parallel=flat_settings(run.parallel),
-        special_tokens=asdict(source.recipe.vocabulary),
-        samples=samples_digest(source.index),
+        special_tokens=asdict(feed.recipe.vocabulary),
+        samples=samples_digest(feed),
         digests=file_digests(folder, [RECIPE, CONFIG, PROGRESS, *manifests]),
         versions=package_versions(),
         git_hash=git_hash(),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 
+from flagscale_vla.config.checks import check
 from flagscale_vla.config.view import ViewRun
+from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.prepare import open_train_data
 from flagscale_vla.view.library import Library
 
@@ -36,9 +38,24 @@ def run(run: ViewRun) -> None:
 
 
 def open_library(run: ViewRun) -> Library:
-    """The shards as training reads them."""
-    recipe, index = open_train_data(run.data, run.action, width=run.model.flow.width, vocab=run.model.language.vocab)
-    return Library(index, recipe, run.data.pack_length, run.seed)
+    """The shards as training reads them.
+
+    Raises:
+        ConfigError: there is more than one source.
+    """
+    rule = "the page shows one source at a time"
+    check(not run.data.mixture, "data.mixture", sorted(run.data.mixture), rule, "{} with data.shards=DIR")
+    recipe, sources = open_train_data(run.data, run.action, width=run.model.flow.width, vocab=run.model.language.vocab)
+    return Library(
+        Feed(
+            sources=sources,
+            recipe=recipe,
+            order=run.data,
+            pack_length=run.data.pack_length,
+            seed=run.seed,
+            augment=True,
+        )
+    )
 
 
 def listen(run: ViewRun) -> socket.socket:

@@ -10,10 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from flagscale_vla.data.index import Index
-from flagscale_vla.data.plan import Plan
+from flagscale_vla.data.feed import Feed
+from flagscale_vla.data.plan import Position
 from flagscale_vla.data.read import parse_meta, parse_sample
-from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.tar import group_members, walk_tar
 from flagscale_vla.records import RawSample, Sample
 from flagscale_vla.robots.statistics import Statistics
@@ -30,16 +29,14 @@ class Library:
     """The training split of a folder of shards, read as a run with this recipe reads it.
 
     Args:
-        index: where samples lie.
-        recipe: how they are made.
-        pack_length: S, tokens of a row.
-        seed: of the training run.
+        feed: what the training run reads, of one source.
     """
 
-    def __init__(self, index: Index, recipe: Recipe, pack_length: int, seed: int) -> None:
-        self.index, self.recipe, self.pack_length, self.seed = index, recipe, pack_length, seed
-        self._usable = np.flatnonzero(index.lengths <= pack_length)
-        self._plan = Plan(index.lengths[self._usable], pack_length, seed)
+    def __init__(self, feed: Feed) -> None:
+        (source,) = feed.sources
+        self.feed, self.index, self.recipe = feed, source.index, feed.recipe
+        self.pack_length, self.seed = feed.pack_length, feed.seed
+        self._plan = feed.plan(Position())
         self._episodes = lru_cache(maxsize=KEPT_SHARDS)(self._read_episodes)
 
     def overview(self) -> dict[str, object]:
@@ -136,15 +133,16 @@ class Library:
         """
         if number < 0:
             raise LookupError(f"there is no pack {number}; the first is 0")
-        epoch, chosen = self._plan.pack(number)
-        samples = self._usable[chosen].tolist()
-        members = [self.sample(sample, epoch)[1] for sample in samples]
+        row = self._plan.row(number)
+        samples = self.feed.items[0].samples[row.item].tolist()
+        epochs = row.epoch.tolist()
+        members = [self.sample(sample, epoch)[1] for sample, epoch in zip(samples, epochs, strict=True)]
         lengths = [member.tokens.numel() for member in members]
         rows = [
             {"number": sample, "key": member.key, "tokens": length, "learnt": num_learnt(member), "start": end - length}
             for sample, member, length, end in zip(samples, members, lengths, accumulate(lengths), strict=True)
         ]
-        return {"epoch": epoch, "length": self.pack_length, "num_tokens": sum(lengths), "samples": rows}
+        return {"epoch": epochs[0], "length": self.pack_length, "num_tokens": sum(lengths), "samples": rows}
 
     def stored_picture(self, number: int, place: int) -> bytes:
         """The bytes, JPEG or PNG, of a sample's picture number `place`.

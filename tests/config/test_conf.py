@@ -84,6 +84,9 @@ model.flow.min_period=0
 model.flow.max_period=0
 model.flow.max_period=0.001
 data.shards=''
+data.epochs=-1
+data.era=0
+data.pool=0
 data.tokenizer=''
 data.image.min_pixels=783
 data.image.max_pixels=783
@@ -329,7 +332,7 @@ def test_typos_and_wrong_types_are_refused_at_compose(override: str, words: str)
         (["+optim.warmup=9"], "optim.warmup: there is no such setting. Did you mean optim.warmup_steps?"),
         (["+frobnicate=1"], "frobnicate: there is no such setting. There are: output, verb, model,"),
         (["+data.image.blur.radius=1"], "data.image.blur: there is no such setting. There are: data.image.min_pixels,"),
-        (["data=qwen"], "data.shards=???: has no value yet. Give it one on the command line: data.shards=VALUE"),
+        (["data=qwen"], "data.tokenizer=???: has no value yet. Give it one on the command line: data.tokenizer=VALUE"),
     ],
 )
 def test_new_keys_and_open_values_are_refused(overrides: list[str], words: str) -> None:

@@ -63,7 +63,7 @@ def test_training_with_the_same_settings_reads_no_shard(folder: Path, monkeypatc
     run(job)
     store = open_store(job.data.shards, job.data.cache)
     monkeypatch.setattr("flagscale_vla.data.index.scan_shard", lambda *_: pytest.fail("read again"))
-    recipe = open_recipe(store, job.data, job.action, width=job.width, vocab=job.vocab)
+    recipe = open_recipe({"": store}, job.data, job.action, width=job.width, vocab=job.vocab)
     assert len(open_index(store, "train", recipe)) == len(RAWS) - 1
 
 

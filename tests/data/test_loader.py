@@ -12,42 +12,56 @@ import pytest
 import torch
 
 from flagscale_vla.data.faults import Quarantine, load_faults
+from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.index import build_index
-from flagscale_vla.data.loader import Loader, Source
+from flagscale_vla.data.loader import Loader
+from flagscale_vla.data.plan import Position
 from flagscale_vla.data.shards import ShardWriter
 from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Image, PackedBatch, RawSample
-from tests.samples import make_recipe, mixed_samples, robot_sample, write_shards
+from tests.samples import make_feed, make_recipe, mixed_samples, robot_sample, write_shards
 
 RAWS = mixed_samples(0, 60, longest=300)
 LENGTH = 512
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, RAWS, max_bytes=50_000)
-    return make_source(folder)
+    return open_feed(folder)
 
 
-def make_source(folder: Path, augment: bool = True) -> Source:
+def open_feed(folder: Path) -> Feed:
     recipe = make_recipe(shift_pixels=2)
     index = build_index(LocalStore(folder), "train", recipe)
-    recipe = recipe.with_statistics(index.statistics)
-    return Source(index=index, recipe=recipe, pack_length=LENGTH, seed=3, augment=augment)
+    return make_feed(index, recipe.with_statistics(index.statistics), LENGTH, seed=3, augment=True)
 
 
 @contextmanager
 def opened(
-    source: Source, *, rank: int = 0, size: int = 1, packs: int = 0, workers: int = 0, bad_share: float = 0.0
+    feed: Feed,
+    *,
+    rank: int = 0,
+    size: int = 1,
+    position: Position | None = None,
+    workers: int = 0,
+    bad_share: float = 0.0,
 ) -> Iterator[Loader]:
-    quarantine = Quarantine(Path(source.index.store.url) / "quarantine.jsonl", bad_share)
-    with Loader(source, dp_rank=rank, dp_size=size, packs=packs, workers=workers, quarantine=quarantine) as loader:
+    with Loader(
+        feed,
+        dp_rank=rank,
+        dp_size=size,
+        position=position or Position(),
+        workers=workers,
+        pin=False,
+        quarantine=Quarantine(Path(feed.sources[0].index.store.url) / "quarantine.jsonl", bad_share),
+    ) as loader:
         yield loader
 
 
-def take(source: Source, count: int, **place: int) -> list[PackedBatch]:
-    with opened(source, **place) as loader:  # type: ignore[arg-type]
+def take(feed: Feed, count: int, **place: object) -> list[PackedBatch]:
+    with opened(feed, **place) as loader:  # type: ignore[arg-type]
         return loader.take(count)
 
 
@@ -59,18 +73,18 @@ def assert_same(first: list[PackedBatch], second: list[PackedBatch]) -> None:
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
 
 
-def test_an_epoch_gives_each_sample_once(source: Source) -> None:
-    with opened(source) as loader:
+def test_an_epoch_gives_each_sample_once(feed: Feed) -> None:
+    with opened(feed) as loader:
         keys: list[str] = []
         while len(keys) < len(RAWS):
             keys += [key for batch in loader.take(1) for key in batch.keys]
         assert sorted(key.split("/")[1] for key in keys) == sorted(raw.key for raw in RAWS)
         assert loader.samples == len(RAWS)
-        assert loader.tokens == source.index.lengths.sum()
+        assert loader.tokens == feed.sources[0].index.lengths.sum()
 
 
-def test_epochs_differ_in_order_and_noise(source: Source) -> None:
-    batches = take(source, 60)
+def test_epochs_differ_in_order_and_noise(feed: Feed) -> None:
+    batches = take(feed, 60)
     keys = [key for batch in batches for key in batch.keys]
     assert keys[: len(RAWS)] != keys[len(RAWS) : 2 * len(RAWS)]
     again = [batch for batch in batches if "robot" in "".join(batch.keys)]
@@ -79,30 +93,30 @@ def test_epochs_differ_in_order_and_noise(source: Source) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_every_number_of_ranks_reads_the_same_packs(source: Source, size: int) -> None:
-    alone = take(source, 16)
-    ranks = [take(source, 16 // size, rank=rank, size=size) for rank in range(size)]
+def test_every_number_of_ranks_reads_the_same_packs(feed: Feed, size: int) -> None:
+    alone = take(feed, 16)
+    ranks = [take(feed, 16 // size, rank=rank, size=size) for rank in range(size)]
     assert_same([ranks[number % size][number // size] for number in range(16)], alone)
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 1), (2, 1), (1, 4), (4, 2)])
-def test_a_resumed_run_reads_what_an_unbroken_one_would(source: Source, first: int, second: int) -> None:
-    unbroken = take(source, 24)
-    with opened(source, size=first) as loader:
+def test_a_resumed_run_reads_what_an_unbroken_one_would(feed: Feed, first: int, second: int) -> None:
+    unbroken = take(feed, 24)
+    with opened(feed, size=first) as loader:
         loader.take(12 // first)
-        packs = loader.packs
-    assert packs == 12
-    resumed = [take(source, 12 // second, rank=rank, size=second, packs=packs) for rank in range(second)]
+        position = loader.position
+    assert position.packs == 12
+    resumed = [take(feed, 12 // second, rank=rank, size=second, position=position) for rank in range(second)]
     assert_same([resumed[number % second][number // second] for number in range(12)], unbroken[12:])
 
 
-def test_workers_read_the_same_in_the_same_order(source: Source) -> None:
-    here = take(source, 12, packs=5)
-    assert_same(take(source, 12, packs=5, workers=2), here)
+def test_workers_read_the_same_in_the_same_order(feed: Feed) -> None:
+    here = take(feed, 12, position=Position(packs=5))
+    assert_same(take(feed, 12, position=Position(packs=5), workers=2), here)
 
 
-def test_a_closed_loader_gives_nothing(source: Source) -> None:
-    with opened(source) as loader:
+def test_a_closed_loader_gives_nothing(feed: Feed) -> None:
+    with opened(feed) as loader:
         loader.take(1)
     with pytest.raises(ValueError, match="is closed"):
         loader.take(1)
@@ -135,9 +149,9 @@ def write_damaged(folder: Path, count: int) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_picture_is_quarantined_where_it_is_read(tmp_path: Path, workers: int) -> None:
     write_damaged(tmp_path, 1)
-    source = make_source(tmp_path)
-    assert len(source.index) == 21
-    with opened(source, workers=workers, bad_share=0.05) as loader:
+    feed = open_feed(tmp_path)
+    assert len(feed.sources[0].index) == 21
+    with opened(feed, workers=workers, bad_share=0.05) as loader:
         while loader.samples < 20:
             loader.take(1)
         while loader.quarantined < 1:
@@ -149,7 +163,7 @@ def test_a_bad_picture_is_quarantined_where_it_is_read(tmp_path: Path, workers: 
 
 def test_too_many_bad_pictures_stop_the_run(tmp_path: Path) -> None:
     write_damaged(tmp_path, 4)
-    with opened(make_source(tmp_path), bad_share=0.02) as loader:
+    with opened(open_feed(tmp_path), bad_share=0.02) as loader:
         with pytest.raises(
             ValueError, match=r"samples read are bad, past data\.max_bad_share=0\.02: train-000100\.tar/robot"
         ):
@@ -158,23 +172,23 @@ def test_too_many_bad_pictures_stop_the_run(tmp_path: Path) -> None:
 
 def test_packs_stay_in_place_around_a_bad_sample(tmp_path: Path) -> None:
     write_damaged(tmp_path, 1)
-    source = make_source(tmp_path)
-    with opened(source, bad_share=1.0) as loader:
+    feed = open_feed(tmp_path)
+    with opened(feed, bad_share=1.0) as loader:
         alone = loader.take(8)
     halves = []
     for rank in range(2):
-        with opened(source, rank=rank, size=2, bad_share=1.0) as loader:
+        with opened(feed, rank=rank, size=2, bad_share=1.0) as loader:
             halves.append(loader.take(4))
     assert_same([halves[number % 2][number // 2] for number in range(8)], alone)
 
 
-def test_samples_longer_than_a_row_count_as_bad(source: Source) -> None:
-    short = dataclasses.replace(source, pack_length=150)
+def test_samples_longer_than_a_row_count_as_bad(feed: Feed) -> None:
+    short = dataclasses.replace(feed, pack_length=150)
     with pytest.raises(ValueError, match=r"samples indexed are bad.*data\.pack_length=150 is shorter"), opened(short):
         pass
     with opened(short, bad_share=1.0) as loader:
-        assert loader.quarantined == (source.index.lengths > 150).sum()
+        assert loader.quarantined == (feed.sources[0].index.lengths > 150).sum()
         assert all(batch.num_tokens <= 150 for batch in loader.take(4))
-    none = dataclasses.replace(source, pack_length=8)
+    none = dataclasses.replace(feed, pack_length=8)
     with pytest.raises(ValueError, match="holds no usable sample"), opened(none, bad_share=1.0):
         pass

@@ -1,73 +1,146 @@
-"""The plan: every sample once per epoch, little padding, and nothing but its arguments decides."""
+"""The plan: every sample once per pass, in rows that any number of ranks share, from its arguments alone."""
 
 from __future__ import annotations
 
-import time
+import math
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flagscale_vla.data.plan import Plan, plan_epoch
+from flagscale_vla.data.mixture import Mixture, MixtureEndError, Stage
+from flagscale_vla.data.plan import Plan, Position, plan_era
+
+CAPACITY = 1024
+SIZES = (900, 70, 7)
 
 
-def mixed_lengths(count: int, seed: int = 0) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(40, 601, count)
+def lengths(sizes: tuple[int, ...] = SIZES) -> list[NDArray[np.int64]]:
+    generator = np.random.default_rng(3)
+    return [generator.integers(40, 601, size) for size in sizes]
 
 
-@pytest.mark.parametrize("capacity", [600, 1024, 2560])
-def test_an_epoch_covers_each_sample_once_within_rows(capacity: int) -> None:
-    lengths = mixed_lengths(3000)
-    plan = plan_epoch(lengths, capacity, seed=0, epoch=0)
-    packs = [plan.pack(number) for number in range(plan.num_packs)]
-    assert sorted(np.concatenate(packs).tolist()) == list(range(3000))
-    assert all(0 < lengths[pack].sum() <= capacity for pack in packs)
+def make_plan(position: Position | None = None, *, epochs: int = 0, seed: int = 0) -> Plan:
+    mixture = Mixture(
+        lengths(), [Stage(samples=math.inf, weights=(6, 3, 1))], seed=seed, era=400, by_tokens=False, epochs=epochs
+    )
+    return Plan(mixture, CAPACITY, 64, position or Position())
 
 
-@pytest.mark.parametrize(("capacity", "most"), [(1024, 0.03), (2560, 0.015), (16384, 0.01)])
-def test_mixed_lengths_leave_little_padding(capacity: int, most: float) -> None:
-    lengths = mixed_lengths(20_000)
-    plan = plan_epoch(lengths, capacity, seed=1, epoch=0)
-    assert 1 - lengths.sum() / (plan.num_packs * capacity) < most
+Ids = tuple[tuple[int, int, int], ...]
 
 
-def test_order_depends_on_seed_and_epoch_alone() -> None:
-    lengths = mixed_lengths(500)
-    plans = [plan_epoch(lengths, 1024, seed, epoch) for seed, epoch in ((0, 0), (0, 0), (1, 0), (0, 1))]
-    assert np.array_equal(plans[0].samples, plans[1].samples)
-    assert np.array_equal(plans[0].ends, plans[1].ends)
-    assert not np.array_equal(plans[0].samples, plans[2].samples)
-    assert not np.array_equal(plans[0].samples, plans[3].samples)
+def ids(plan: Plan, number: int) -> Ids:
+    """(source, sample, pass) of each sample of a row."""
+    row = plan.row(number)
+    return tuple(zip(row.source.tolist(), row.item.tolist(), row.epoch.tolist(), strict=True))
 
 
-def test_neighbours_in_a_shard_are_spread_over_packs() -> None:
-    plan = plan_epoch(np.full(10_000, 100), 1000, seed=0, epoch=0)
-    spans = [np.ptp(plan.pack(number)) for number in range(plan.num_packs)]
+@pytest.fixture(scope="module")
+def unbroken() -> list[Ids]:
+    plan = make_plan()
+    return [ids(plan, number) for number in range(2000)]
+
+
+def test_rows_hold_whole_samples_within_their_length(unbroken: list[Ids]) -> None:
+    known = lengths()
+    assert all(0 < sum(int(known[source][item]) for source, item, _ in row) <= CAPACITY for row in unbroken)
+
+
+def test_each_pass_gives_each_sample_once(unbroken: list[Ids]) -> None:
+    whole_eras = unbroken[: make_plan().position(1999).first]
+    seen = [sample for row in whole_eras for sample in row]
+    assert len(set(seen)) == len(seen)
+    for source, size in enumerate(SIZES):
+        passes = [number for own, _, number in seen if own == source]
+        assert max(passes) > 2
+        for number in range(max(passes)):
+            assert sorted(item for own, item, at in seen if (own, at) == (source, number)) == list(range(size))
+
+
+@pytest.mark.parametrize("packs", [0, 1, 171, 1000, 1999])
+def test_a_position_goes_on_at_once_and_planning_from_the_beginning_ends_there_too(
+    unbroken: list[Ids], packs: int
+) -> None:
+    position = make_plan().position(packs)
+    assert position.first <= packs
+    resumed = make_plan(position)
+    assert [ids(resumed, number) for number in range(packs, min(packs + 30, 2000))] == unbroken[packs : packs + 30]
+    assert make_plan(position).position(packs) == position
+    assert ids(make_plan(Position(packs=packs)), packs) == unbroken[packs] if packs < 2000 else True
+
+
+def test_resuming_plans_no_era_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    position = make_plan().position(1500)
+    assert position.era > 5
+    planned: list[int] = []
+
+    def noted(mixture: Mixture, era: int, first: int, *, capacity: int, pool: int) -> object:
+        planned.append(era)
+        return plan_era(mixture, era, first, capacity=capacity, pool=pool)
+
+    monkeypatch.setattr("flagscale_vla.data.plan.plan_era", noted)
+    make_plan(position).row(1500)
+    assert planned == [position.era]
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 3, 4), (8, 6, 3, 2), (4, 1, 8, 6)])
+def test_the_order_is_the_same_through_three_changes_of_the_number_of_ranks(
+    unbroken: list[Ids], sizes: tuple[int, ...]
+) -> None:
+    """Each stretch is read by another number of ranks, each of which plans for itself from the position alone."""
+    taken: list[Ids] = []
+    position = Position()
+    for size, steps in zip(sizes, (37, 29, 41, 23), strict=True):
+        plans = [make_plan(position) for _ in range(size)]
+        ranks = [
+            [ids(plan, position.packs + rank + step * size) for step in range(steps)] for rank, plan in enumerate(plans)
+        ]
+        taken += [ranks[rank][step] for step in range(steps) for rank in range(size)]
+        ends = {plan.position(position.packs + steps * size) for plan in plans}
+        assert len(ends) == 1
+        position = ends.pop()
+    assert taken == unbroken[: position.packs]
+
+
+def test_order_depends_on_the_seed(unbroken: list[Ids]) -> None:
+    other = make_plan(seed=1)
+    assert [ids(other, number) for number in range(20)] != unbroken[:20]
+
+
+def test_any_row_is_found_in_any_order(unbroken: list[Ids]) -> None:
+    plan = make_plan()
+    for number in (1999, 0, 700, 701, 3, 1500):
+        assert ids(plan, number) == unbroken[number]
+
+
+def test_what_was_given_is_counted_by_source(unbroken: list[Ids]) -> None:
+    known = lengths()
+    for packs in (0, 5, 170, 1999):
+        given = make_plan(make_plan().position(packs)).given(packs)
+        before = [sample for row in unbroken[:packs] for sample in row]
+        for source, part in enumerate(given):
+            own = [item for found, item, _ in before if found == source]
+            assert part.samples == len(own)
+            assert part.tokens == sum(int(known[source][item]) for item in own)
+            assert part.passes == len(own) / SIZES[source]
+
+
+def test_rows_end_with_the_mixture() -> None:
+    plan = make_plan(epochs=2)
+    # The smallest source gives its 7 samples twice, and is a tenth of all.
+    assert plan.mixture.positions(int(plan.mixture.num_eras)) == (84, 42, 14)
+    end = sum(len(plan.era(era)) for era in range(int(plan.mixture.num_eras)))
+    rows = [ids(plan, number) for number in range(end)]
+    assert sum(map(len, rows)) == len({sample for row in rows for sample in row}) == 140
+    with pytest.raises(MixtureEndError):
+        plan.row(end)
+
+
+def test_neighbours_in_a_shard_are_spread_over_rows() -> None:
+    mixture = Mixture(
+        [np.full(10_000, 100)], [Stage(samples=math.inf, weights=(1,))], seed=0, era=20_000, by_tokens=False, epochs=0
+    )
+    plan = Plan(mixture, 1000, 64, Position())
+    spans = [np.ptp(plan.row(number).item) for number in range(500)]
     assert np.mean(spans) > 7000
-
-
-def test_packs_are_found_at_any_number_over_epochs() -> None:
-    lengths = mixed_lengths(300)
-    inorder = Plan(lengths, 1024, seed=0)
-    per_epoch = [inorder.epoch(epoch).num_packs for epoch in range(3)]
-    numbers = list(range(sum(per_epoch)))
-    expected = [
-        (epoch, inorder.epoch(epoch).pack(n).tolist()) for epoch, count in enumerate(per_epoch) for n in range(count)
-    ]
-    for order in (numbers, numbers[::-1]):
-        plan = Plan(lengths, 1024, seed=0)
-        found = {number: plan.pack(number) for number in order}
-        assert [(found[n][0], found[n][1].tolist()) for n in numbers] == expected
-
-
-def test_a_row_may_hold_a_single_sample() -> None:
-    plan = plan_epoch(np.asarray([64]), 64, seed=0, epoch=5)
-    assert plan.num_packs == 1
-    with pytest.raises(ValueError, match="no samples"):
-        Plan(np.empty(0, np.int64), 64, seed=0)
-
-
-def test_many_samples_are_planned_in_seconds() -> None:
-    start = time.perf_counter()
-    plan_epoch(mixed_lengths(200_000), 16384, seed=0, epoch=0)
-    assert time.perf_counter() - start < 5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flagscale_vla.config.data import CacheConfig, DataConfig
+from flagscale_vla.config.mixture import TooLong, Weigh
 from flagscale_vla.data import prepare
 from flagscale_vla.data.index import open_index
 from flagscale_vla.data.prepare import open_train_data
@@ -26,17 +27,24 @@ def settings(folder: Path, tokenizer: str = "fit") -> DataConfig:
         pack_length=1024,
         workers=0,
         max_bad_share=0.0,
+        mixture={},
+        weigh=Weigh.samples,
+        stages=[],
+        epochs=0,
+        era=65536,
+        pool=64,
+        too_long=TooLong.refuse,
     )
 
 
 def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, mixed_samples(0, 30))
-    recipe, index = open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
+    recipe, (source,) = open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
     monkeypatch.setattr(prepare, "read_texts", lambda _: pytest.fail("read again"))
-    again, same_index = open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
+    again, (same,) = open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
     assert again.tokenizer.to_str() == recipe.tokenizer.to_str()
-    assert again.statistics == recipe.statistics == index.statistics
-    assert same_index.keys == index.keys
+    assert again.statistics == recipe.statistics == source.index.statistics
+    assert same.index.keys == source.index.keys
     assert recipe.vocabulary.size <= 512
 
 
@@ -52,16 +60,16 @@ def test_training_actions_come_out_at_unit_scale(tmp_path: Path) -> None:
 def test_the_heldout_split_is_read_with_the_recipe_of_training(tmp_path: Path) -> None:
     write_shards(tmp_path, [robot_sample(seed) for seed in range(10)])
     write_shards(tmp_path, [robot_sample(seed) for seed in range(10, 14)], "heldout")
-    recipe, index = open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
+    recipe, (source,) = open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
     heldout = open_index(LocalStore(tmp_path), "heldout", recipe)
-    assert (len(index), len(heldout)) == (10, 4)
+    assert (len(source.index), len(heldout)) == (10, 4)
 
 
 def test_text_needs_no_robots(tmp_path: Path) -> None:
     write_shards(tmp_path, [text_sample(seed, 40) for seed in range(5)])
     os.remove(tmp_path / "embodiments.json")
-    recipe, index = open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
-    assert len(index) == 5
+    recipe, (source,) = open_train_data(settings(tmp_path), action_config(), width=8, vocab=512)
+    assert len(source.index) == 5
     assert recipe.statistics == {}
 
 

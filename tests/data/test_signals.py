@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from tests.data.test_loader import RAWS, make_source, opened
+from tests.data.test_loader import RAWS, open_feed, opened
 from tests.samples import write_shards
 
 if __name__ == "__main__":
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir()
     write_shards(folder, RAWS, max_bytes=50_000)
-    with opened(make_source(folder), workers=1) as loader:
+    with opened(open_feed(folder), workers=1) as loader:
         loader.take(1)
         os.killpg(0, number)
         time.sleep(0.5)

@@ -6,15 +6,13 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from flagscale_vla.config.checkpoint_files import FORMAT, DamagedError, read_metadata, write_metadata
 from flagscale_vla.config.checkpoints import METADATA, checkpoint_folder, committed, find_checkpoint, latest
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.runs import TrainRun
-from flagscale_vla.data.index import Index
-from flagscale_vla.data.loader import Source
+from flagscale_vla.data.feed import Feed
 from flagscale_vla.records import Progress
 from flagscale_vla.train.checkpoint import (
     check_samples,
@@ -24,7 +22,7 @@ from flagscale_vla.train.checkpoint import (
     read_progress,
 )
 from flagscale_vla.train.saves import Saves, clean
-from tests.samples import make_recipe
+from tests.samples import made_up_index, make_feed, make_recipe
 from tests.train.fakes import FakeEngine, FakeTopology
 from tests.train.settings import small_run
 
@@ -35,26 +33,12 @@ def save_step(run: TrainRun, step: int, engine: FakeEngine | None = None) -> Pat
 
 
 def saves(run: TrainRun, engine: FakeEngine) -> Saves:
-    return Saves(run, FakeTopology(), engine, source())  # type: ignore[arg-type]
+    return Saves(run, FakeTopology(), engine, feed())  # type: ignore[arg-type]
 
 
 @cache
-def source(num_samples: int = 3) -> Source:
-    recipe = make_recipe()
-    places = np.arange(num_samples)
-    index = Index(
-        folder=Path("shards"),
-        shards=("train-000000.tar",),
-        keys=tuple(f"text-{place}" for place in places),
-        robots=("",) * num_samples,
-        shard=np.zeros(num_samples, np.int32),
-        start=places,
-        size=places,
-        lengths=places,
-        faults=(),
-        statistics=recipe.statistics,
-    )
-    return Source(index=index, recipe=recipe, pack_length=512, seed=0, augment=True)
+def feed(num_samples: int = 3) -> Feed:
+    return make_feed(made_up_index(range(num_samples)), make_recipe(), 512)
 
 
 def test_a_save_says_what_it_is_and_gives_progress_back(tmp_path: Path) -> None:
@@ -65,7 +49,7 @@ def test_a_save_says_what_it_is_and_gives_progress_back(tmp_path: Path) -> None:
     assert metadata.step == 3
     assert metadata.model["language.hidden"] == 64
     assert metadata.parallel["tensor"] == 1
-    assert metadata.special_tokens == asdict(source().recipe.vocabulary)
+    assert metadata.special_tokens == asdict(feed().recipe.vocabulary)
     small = {"recipe/recipe.json", "recipe/tokenizer.json", "config.yaml", "progress.json"}
     assert set(metadata.digests) == small | {"weights/rank_00000.json"}
     assert {"torch", "megatron-core"} <= metadata.versions.keys()
@@ -177,8 +161,8 @@ def test_init_needs_the_same_backbone_and_takes_any_head(tmp_path: Path) -> None
 def test_init_needs_the_same_tokenizer(tmp_path: Path) -> None:
     folder = save_step(small_run(tmp_path / "a"), 1)
     run = small_run(tmp_path / "b", f"init={folder}")
-    check_tokenizer(folder, run, source())
-    other = replace(source(), recipe=make_recipe(vocab=280))
+    check_tokenizer(folder, run, feed())
+    other = replace(feed(), recipe=make_recipe(vocab=280))
     with pytest.raises(
         ConfigError, match=r"data\.tokenizer=fit: init=.* This would pass: data\.tokenizer=.*tokenizer\.json"
     ):
@@ -188,9 +172,9 @@ def test_init_needs_the_same_tokenizer(tmp_path: Path) -> None:
 def test_a_run_does_not_go_on_with_other_samples(tmp_path: Path) -> None:
     run = small_run(tmp_path)
     folder = save_step(run, 1)
-    check_samples(folder, run, source())
+    check_samples(folder, run, feed())
     with pytest.raises(ConfigError, match=r"data\.shards=.*holds other samples"):
-        check_samples(folder, run, source(num_samples=4))
+        check_samples(folder, run, feed(num_samples=4))
 
 
 def test_an_output_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:

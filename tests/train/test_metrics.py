@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flagscale_vla.data.plan import Given
 from flagscale_vla.records import LossSums, Progress
 from flagscale_vla.train.metrics import (
     Line,
@@ -29,6 +30,7 @@ def step_record(step: int, *, ce: float = 8.0, labels: int = 4, values: int = 0)
         tokens=80,
         quarantined=1,
         seconds=0.5,
+        given={"robots": Given(samples=3 * step, tokens=80 * step, passes=0.1 * step)},
     )
 
 
@@ -48,6 +50,7 @@ def test_a_window_divides_sums_by_counts_and_keeps_the_last_steps_place() -> Non
     assert closed.useful_tokens_per_second == 160.0
     assert closed.samples_per_second == 6.0
     assert closed.padding_share == pytest.approx(0.2)
+    assert closed.sources == {"robots": {"samples": 6, "tokens": 160, "passes": 0.2}}
 
 
 def test_lines_past_the_restored_step_and_half_lines_go(tmp_path: Path) -> None:

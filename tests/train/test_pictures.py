@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.images import decode, image_grid, resize, to_patches
-from flagscale_vla.data.loader import Source
 from flagscale_vla.data.prepare import open_train_data
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.records import Action, Image, RawSample
@@ -22,24 +22,25 @@ RAWS = (text_sample(0, 12), robot_sample(1), picture_sample(2, 9), robot_sample(
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, RAWS)
     run = small_run(folder / "out", f"data.shards={folder}")
-    recipe, index = open_train_data(run.data, run.action, width=8, vocab=512)
-    return Source(index=index, recipe=recipe, pack_length=512, seed=0, augment=False)
+    recipe, sources = open_train_data(run.data, run.action, width=8, vocab=512)
+    return Feed(sources=sources, recipe=recipe, order=run.data, pack_length=512, seed=0, augment=False)
 
 
 @pytest.fixture(scope="module")
-def views(source: Source) -> list[View]:
-    raws = [read_sample(source.index.store, source.index.place(number)) for number in range(len(RAWS))]
-    samples = [source.recipe.sample(raw, seed=0, epoch=0, augment=False) for raw in raws]
-    return list(sample_views(source.recipe.pack(samples, 512), source))
+def views(feed: Feed) -> list[View]:
+    index = feed.sources[0].index
+    raws = [read_sample(index.store, index.place(number)) for number in range(len(RAWS))]
+    samples = [feed.recipe.sample(raw, seed=0, epoch=0, augment=False) for raw in raws]
+    return list(sample_views(feed.recipe.pack(samples, 512), feed))
 
 
-def pictures_of(raw: RawSample, source: Source) -> list[np.ndarray]:
+def pictures_of(raw: RawSample, feed: Feed) -> list[np.ndarray]:
     images = [decode("picture", segment.encoded) for segment in raw.segments if isinstance(segment, Image)]
-    return [resize(image, image_grid("picture", *image.shape[:2], source.recipe.image)) for image in images]
+    return [resize(image, image_grid("picture", *image.shape[:2], feed.recipe.image)) for image in images]
 
 
 def test_patches_are_joined_to_the_picture_they_were_cut_from() -> None:
@@ -48,10 +49,10 @@ def test_patches_are_joined_to_the_picture_they_were_cut_from() -> None:
     np.testing.assert_array_equal(join_patches(patches, 4, 6), picture)
 
 
-def test_each_sample_has_its_own_pictures(views: list[View], source: Source) -> None:
+def test_each_sample_has_its_own_pictures(views: list[View], feed: Feed) -> None:
     for raw, view in zip(RAWS, views, strict=True):
         assert view.key == f"train-000000.tar/{raw.key}"
-        expected = pictures_of(raw, source)
+        expected = pictures_of(raw, feed)
         assert len(view.images) == len(expected)
         for seen, picture in zip(view.images, expected, strict=True):
             np.testing.assert_array_equal(seen, picture)
@@ -80,8 +81,8 @@ def test_actions_are_in_the_robots_own_units(views: list[View]) -> None:
     assert views[0].chunks == ()
 
 
-def test_the_robot_of_a_sample_is_found_by_its_key(source: Source) -> None:
-    assert [robot_of(source.index, f"train-000000.tar/{raw.key}") for raw in RAWS] == ["", "sawyer", "", "panda"]
+def test_the_robot_of_a_sample_is_found_by_its_key(feed: Feed) -> None:
+    assert [robot_of(feed, f"train-000000.tar/{raw.key}") for raw in RAWS] == ["", "sawyer", "", "panda"]
 
 
 def test_samples_are_kept_for_the_page(views: list[View], tmp_path: Path) -> None:

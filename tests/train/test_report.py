@@ -10,7 +10,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flagscale_vla.config.runs import TrainRun
-from flagscale_vla.data.loader import Source
+from flagscale_vla.data.feed import Feed
+from flagscale_vla.data.plan import Given
 from flagscale_vla.data.prepare import open_train_data
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.records import LossSums, Progress
@@ -21,12 +22,12 @@ from tests.train.settings import small_run
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def feed(tmp_path_factory: pytest.TempPathFactory) -> Feed:
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, [text_sample(0, 12), robot_sample(1)])
     run = small_run(folder / "out", f"data.shards={folder}")
-    recipe, index = open_train_data(run.data, run.action, width=8, vocab=512)
-    return Source(index=index, recipe=recipe, pack_length=512, seed=0, augment=False)
+    recipe, sources = open_train_data(run.data, run.action, width=8, vocab=512)
+    return Feed(sources=sources, recipe=recipe, order=run.data, pack_length=512, seed=0, augment=False)
 
 
 def record(step: int) -> StepRecord:
@@ -39,12 +40,13 @@ def record(step: int) -> StepRecord:
         tokens=256,
         quarantined=0,
         seconds=0.5,
+        given={"robots": Given(samples=2 * step, tokens=200 * step, passes=0.5 * step)},
     )
 
 
-def tell(run: TrainRun, source: Source, first: int, last: int, *, writes: bool = True) -> Report:
+def tell(run: TrainRun, feed: Feed, first: int, last: int, *, writes: bool = True) -> Report:
     """A report of steps `first` to `last`, ended as a run ends it."""
-    with Report(run, source, writes=writes, device="a test", progress=Progress(step=first - 1)) as report:
+    with Report(run, feed, writes=writes, device="a test", progress=Progress(step=first - 1)) as report:
         for step in range(first, last + 1):
             report.step(record(step))
         report.close_window()
@@ -52,28 +54,30 @@ def tell(run: TrainRun, source: Source, first: int, last: int, *, writes: bool =
     return report
 
 
-def test_a_line_every_few_steps_and_at_the_last(tmp_path: Path, source: Source) -> None:
-    tell(small_run(tmp_path, "steps=5", "report.every=2"), source, 1, 5)
+def test_a_line_every_few_steps_and_at_the_last(tmp_path: Path, feed: Feed) -> None:
+    tell(small_run(tmp_path, "steps=5", "report.every=2"), feed, 1, 5)
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert [(line.step, line.steps) for line in lines] == [(2, 2), (4, 2), (5, 1)]
     assert lines[0].useful_tokens_per_second == 512.0
     assert lines[0].padding_share == 0.5
     assert lines[0].flow_loss == 3.0
+    assert lines[1].sources == {"robots": {"samples": 8, "tokens": 800, "passes": 2.0}}
 
 
-def test_going_on_drops_what_is_made_again(tmp_path: Path, source: Source) -> None:
+def test_going_on_drops_what_is_made_again(tmp_path: Path, feed: Feed) -> None:
     run = small_run(tmp_path, "steps=6", "report.tensorboard=true")
-    tell(run, source, 1, 5)
-    tell(run, source, 4, 6)
+    tell(run, feed, 1, 5)
+    tell(run, feed, 4, 6)
     assert [line.step for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [point.step for point in events.Scalars("text_loss")] == [1, 2, 3, 4, 5, 6]
+    assert [point.value for point in events.Scalars("sources/robots/samples")] == [2, 4, 6, 8, 10, 12]
 
 
-def test_summary(tmp_path: Path, source: Source) -> None:
+def test_summary(tmp_path: Path, feed: Feed) -> None:
     run = small_run(tmp_path, "steps=3")
-    report = tell(run, source, 1, 3)
+    report = tell(run, feed, 1, 3)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["steps"] == 3
     assert summary["samples"] == 9
@@ -91,12 +95,12 @@ def test_summary(tmp_path: Path, source: Source) -> None:
     assert not is_reported(tmp_path, Progress(step=4))
 
 
-def test_page_shows_curves_settings_and_what_the_model_saw(tmp_path: Path, source: Source) -> None:
+def test_page_shows_curves_settings_and_what_the_model_saw(tmp_path: Path, feed: Feed) -> None:
     run = small_run(tmp_path, "steps=2", "report.samples=2")
-    raws = [read_sample(source.index.store, source.index.place(number)) for number in range(2)]
-    samples = [source.recipe.sample(raw, seed=0, epoch=0, augment=False) for raw in raws]
-    batch = source.recipe.pack(samples, 512)
-    with Report(run, source, writes=True, device="a test", progress=Progress()) as report:
+    raws = [read_sample(feed.sources[0].index.store, feed.sources[0].index.place(number)) for number in range(2)]
+    samples = [feed.recipe.sample(raw, seed=0, epoch=0, augment=False) for raw in raws]
+    batch = feed.recipe.pack(samples, 512)
+    with Report(run, feed, writes=True, device="a test", progress=Progress()) as report:
         report.show([batch])
         report.step(record(1))
         report.close_window()
@@ -107,20 +111,21 @@ def test_page_shows_curves_settings_and_what_the_model_saw(tmp_path: Path, sourc
     assert "train-000000.tar/robot-00001" in page
     assert "&lt;|image_pad|&gt;×4" in page
     assert "pack_length: 512" in page
+    assert "<td>robots</td><td>2</td><td>200</td><td>0.500</td>" in page
 
 
-def test_a_process_that_does_not_write_leaves_nothing(tmp_path: Path, source: Source) -> None:
-    tell(small_run(tmp_path, "steps=2", "report.tensorboard=true"), source, 1, 2, writes=False)
+def test_a_process_that_does_not_write_leaves_nothing(tmp_path: Path, feed: Feed) -> None:
+    tell(small_run(tmp_path, "steps=2", "report.tensorboard=true"), feed, 1, 2, writes=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wandb_offline(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_offline(tmp_path: Path, feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = small_run(tmp_path, "steps=2", "report.wandb=true")
-    tell(run, source, 1, 1)
+    tell(run, feed, 1, 1)
     identity = (tmp_path / "wandb_id").read_text()
-    tell(run, source, 2, 2)
+    tell(run, feed, 2, 2)
     runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert runs
     assert all(folder.name.endswith(identity) for folder in runs)
