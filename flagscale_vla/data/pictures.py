@@ -15,6 +15,7 @@ from flagscale_vla.data import decoders, images
 from flagscale_vla.data.augment import Kind, allowed, apply, draw
 from flagscale_vla.data.draws import Draw, stream
 from flagscale_vla.data.faults import BadSampleError
+from flagscale_vla.data.headers import picture_sides
 from flagscale_vla.data.images import Pixels
 from flagscale_vla.data.shards import PNG_MAGIC
 from flagscale_vla.records import Image, Segment, Video
@@ -109,16 +110,15 @@ class PictureReader:
     def _grid(self, key: str, segment: Image | Video) -> Grid:
         if isinstance(segment, Image):
             name = member_name(key, segment.name, segment.encoded)
-            picture = images.open_image(name, segment.encoded)
-            return 1, *images.image_grid(name, picture.height, picture.width, self.config)
-        headers = [images.open_image(name, encoded) for name, encoded in frame_names(key, segment)]
+            return 1, *images.image_grid(name, *picture_sides(name, segment.encoded), self.config)
+        sides = [picture_sides(name, encoded) for name, encoded in frame_names(key, segment)]
         name = f"{key}.{segment.name}"
-        _check_sides(name, {(header.height, header.width) for header in headers})
-        limits = self.config.video.limits(len(headers))
-        return time_steps(len(headers)), *images.image_grid(name, headers[0].height, headers[0].width, limits)
+        _check_sides(name, set(sides))
+        limits = self.config.video.limits(len(sides))
+        return time_steps(len(sides)), *images.image_grid(name, *sides[0], limits)
 
 
-def _check_sides(name: str, sides: set[tuple[int, ...]]) -> None:
+def _check_sides(name: str, sides: set[tuple[int, int]]) -> None:
     if len(sides) > 1:
         raise BadSampleError(name, f"its frames have different sizes: {sorted(sides)}")
 
