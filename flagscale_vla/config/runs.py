@@ -166,18 +166,31 @@ class RecordRun:
     """standard deviation of the noise on the executed action, in half of the episodes"""
     max_steps: int
     """control steps at 20 Hz before an episode counts as failed; 0 for each world's own limit"""
+    questions: int
+    """questions asked about each episode, written to `OUTPUT/questions`; 0 for none"""
+    question_steps: int
+    """steps of an action turn among the questions, before the robot looks again"""
     processes: int
     seed: int
 
     def __post_init__(self) -> None:
         check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/demo")
-        for name in ("episodes", "horizon", "processes"):
+        for name in ("episodes", "horizon", "question_steps", "processes"):
             check_positive(name, self.__getattribute__(name))
+        self._check_questions()
         check(self.image_pixels >= 0, "image_pixels", self.image_pixels, "must not be negative; 0 is no pictures", 112)
         check(self.max_steps >= 0, "max_steps", self.max_steps, "must not be negative", 0)
         check(self.heldout_episodes >= 0, "heldout_episodes", self.heldout_episodes, "must not be negative", 2)
         check(self.noise >= 0, "noise", self.noise, "must not be negative", 0.4)
         check_seed(self.seed)
+
+    def _check_questions(self) -> None:
+        """Questions are about pictures, and an action turn is part of the stored chunk."""
+        check(self.questions >= 0, "questions", self.questions, "must not be negative; 0 is none", 6)
+        ok = self.questions == 0 or self.image_pixels > 0
+        check(ok, "questions", self.questions, f"image_pixels={self.image_pixels} gives nothing to ask about", 0)
+        ok = self.questions == 0 or self.question_steps <= self.horizon
+        check(ok, "question_steps", self.question_steps, f"must be at most horizon={self.horizon}", self.horizon)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from flagscale_vla.config.runs import RecordRun
 from flagscale_vla.data.shards import ShardWriter, shard_path
 from flagscale_vla.robots.embodiments import Embodiment, embodiment_from_json
 from flagscale_vla.sim.episodes import Episode, record_episode, samples
+from flagscale_vla.sim.questions.asking import Asking, Refusal, Sample
 from flagscale_vla.sim.seeds import Purpose, episode_seed
 from flagscale_vla.sim.workers import check_parent, open_world
 from flagscale_vla.sim.worlds.world import World
@@ -30,6 +32,8 @@ BINS = 20
 """Of the histogram of each action dim over [-1, 1]."""
 LOGS = "blocks"
 UNFINISHED = "unfinished"
+QUESTIONS = "questions"
+"""Folder of the shards with questions, numbered as those with the episodes that they ask about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,27 @@ class BlockLog:
     histogram: tuple[tuple[int, ...], ...]
     """per action dim, how many actions fall in each of `BINS` equal parts of [-1, 1]"""
     seconds: float
+    questions: dict[str, int]
+    """samples of each kind"""
+    refused: tuple[Refusal, ...]
+    """questions that had no clear answer"""
+
+
+@dataclass(slots=True)
+class Answers:
+    """What came of a block's questions."""
+
+    questions: Counter[str] = field(default_factory=Counter)
+    refused: list[Refusal] = field(default_factory=list)
+
+    def write(self, answers: Iterable[Sample | Refusal], writer: ShardWriter) -> None:
+        """Store the samples, and count both."""
+        for answer in answers:
+            if isinstance(answer, Refusal):
+                self.refused.append(answer)
+            else:
+                writer.write(answer.key, answer.segments, answer.meta)
+                self.questions[answer.kind.value] += 1
 
 
 def plan_blocks(run: RecordRun, tasks: Sequence[str]) -> list[Block]:
@@ -82,7 +107,7 @@ def is_recorded(folder: Path, block: Block) -> bool:
 
 
 def record_block(job: tuple[RecordRun, Block]) -> BlockLog:
-    """Record one block and put its shard into the output folder, whole, as the last thing.
+    """Record one block and put its shards into the output folder, whole, that of the episodes as the last thing.
 
     Raises:
         ValueError: the expert fails too often.
@@ -92,22 +117,37 @@ def record_block(job: tuple[RecordRun, Block]) -> BlockLog:
     world = open_world(block.task, run.image_pixels)
     # A folder of its own: a run that was killed may still have a worker that is writing the same shard.
     private = Path(run.output) / UNFINISHED / f"{os.getpid()}-{block.purpose.name}-{block.shard}"
-    episodes, rejected = [], 0
-    with ShardWriter(private, block.purpose.name, max_bytes=2**62, first=block.shard) as writer:
+    asking = Asking(count=run.questions, steps=run.question_steps, horizon=run.horizon, seed=run.seed)
+    episodes, rejected, answers = [], 0, Answers()
+    with open_shard(private, block) as writer, open_shard(private / QUESTIONS, block) as question_writer:
         for number in range(block.first, block.first + block.count):
             episode, failed = record_success(world, run, block, number)
             for sample in samples(episode, run.horizon):
                 writer.write(*sample)
-            episodes.append(episode)
+            answers.write(asking.ask(episode, world.scene), question_writer)
+            episodes.append(replace(episode, truth=None))
             rejected += failed
-    log = summarize_block(block, world.embodiment, episodes, rejected, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    log = summarize_block(block, world.embodiment, episodes, rejected, seconds, answers)
     save_log(Path(run.output), log)
-    os.replace(
-        shard_path(private, block.purpose.name, block.shard),
-        shard_path(Path(run.output), block.purpose.name, block.shard),
-    )
-    shutil.rmtree(private, ignore_errors=True)
+    publish(private, Path(run.output), block)
     return log
+
+
+def open_shard(folder: Path, block: Block) -> ShardWriter:
+    """A writer of the one shard that a block has in a folder."""
+    return ShardWriter(folder, block.purpose.name, max_bytes=2**62, first=block.shard)
+
+
+def publish(private: Path, folder: Path, block: Block) -> None:
+    """Move a block's shards where they are looked for. Without questions there is one; that of the episodes tells that
+    the block is done, so it comes last."""
+    name = shard_path(Path(), block.purpose.name, block.shard)
+    if (private / QUESTIONS / name).exists():
+        (folder / QUESTIONS).mkdir(exist_ok=True)
+        os.replace(private / QUESTIONS / name, folder / QUESTIONS / name)
+    os.replace(private / name, folder / name)
+    shutil.rmtree(private, ignore_errors=True)
 
 
 def record_success(world: World, run: RecordRun, block: Block, number: int) -> tuple[Episode, int]:
@@ -122,7 +162,9 @@ def record_success(world: World, run: RecordRun, block: Block, number: int) -> t
     for attempt in range(ATTEMPTS):
         check_parent()
         seed = episode_seed(block.purpose, run.seed, number * ATTEMPTS + attempt)
-        episode = record_episode(world, seed=seed, number=number, noise=noise, max_steps=run.max_steps)
+        episode = record_episode(
+            world, seed=seed, number=number, noise=noise, max_steps=run.max_steps, truth=run.questions > 0
+        )
         if episode is not None:
             return episode, attempt
     raise ValueError(
@@ -132,7 +174,12 @@ def record_success(world: World, run: RecordRun, block: Block, number: int) -> t
 
 
 def summarize_block(
-    block: Block, embodiment: Embodiment, episodes: Sequence[Episode], rejected: int, seconds: float
+    block: Block,
+    embodiment: Embodiment,
+    episodes: Sequence[Episode],
+    rejected: int,
+    seconds: float,
+    answers: Answers,
 ) -> BlockLog:
     """Counts of one block."""
     actions = np.concatenate([episode.actions() for episode in episodes])
@@ -146,6 +193,8 @@ def summarize_block(
         rejected=rejected,
         histogram=tuple(tuple(int(n) for n in row) for row in counts),
         seconds=seconds,
+        questions=dict(answers.questions),
+        refused=tuple(answers.refused),
     )
 
 
@@ -183,4 +232,6 @@ def load_log(folder: Path, block: Block) -> BlockLog:
         rejected=entry["rejected"],
         histogram=tuple(tuple(row) for row in entry["histogram"]),
         seconds=entry["seconds"],
+        questions=entry["questions"],
+        refused=tuple(Refusal(**refusal) for refusal in entry["refused"]),
     )

@@ -7,6 +7,7 @@ import logging
 import shutil
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from flagscale_vla.reports.pages import REPORT, figure_uri, picture_uri, write_r
 from flagscale_vla.robots.embodiments import save_embodiments
 from flagscale_vla.sim.blocks import (
     BINS,
+    QUESTIONS,
     UNFINISHED,
     Block,
     BlockLog,
@@ -32,6 +34,8 @@ from flagscale_vla.sim.blocks import (
     plan_blocks,
     record_block,
 )
+from flagscale_vla.sim.questions.asking import Refusal
+from flagscale_vla.sim.questions.report import conclude_questions, count_questions
 from flagscale_vla.sim.workers import map_jobs
 from flagscale_vla.sim.worlds.tasks import TASKS, check_installed, check_task
 
@@ -59,6 +63,8 @@ def run(run: RecordRun) -> None:
     if record_missing(run, blocks) or not (folder / SUMMARY).is_file():
         conclude(run, blocks, time.perf_counter() - begin)
     logger.info("shards: %s", folder.resolve())
+    if run.questions:
+        logger.info("questions: %s", (folder / QUESTIONS / REPORT).resolve())
     logger.info("report: %s", (folder / REPORT).resolve())
     logger.info("summary: %s", (folder / SUMMARY).resolve())
 
@@ -87,7 +93,10 @@ def conclude(run: RecordRun, blocks: Sequence[Block], seconds: float) -> None:
     """Write embodiments, summary and report from the logs of all blocks."""
     folder = Path(run.output)
     logs = [load_log(folder, block) for block in blocks]
-    save_embodiments(folder, {log.embodiment.name: log.embodiment for log in logs}.values())
+    embodiments = list({log.embodiment.name: log.embodiment for log in logs}.values())
+    save_embodiments(folder, embodiments)
+    if run.questions:
+        conclude_questions(folder / QUESTIONS, embodiments, question_counts(logs), refusals(logs))
     figures = count(logs, seconds)
     write_summary(folder, figures, device="cpu")
     tasks = list(dict.fromkeys(log.task for log in logs))
@@ -117,9 +126,23 @@ def count(logs: Sequence[BlockLog], seconds: float) -> dict[str, Any]:
         "heldout_steps": sum(sum(log.lengths) for log in heldout),
         "episodes_per_task": {task: sum(len(log.lengths) for log in train if log.task == task) for task in tasks},
         "rejected_per_task": {task: sum(log.rejected for log in logs if log.task == task) for task in tasks},
+        **count_questions(question_counts(logs), refusals(logs)),
         "seconds": round(seconds, 1),
         "process_seconds": round(sum(log.seconds for log in logs), 1),
     }
+
+
+def question_counts(logs: Sequence[BlockLog]) -> Counter[tuple[str, str]]:
+    """Samples by task and kind."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for log in logs:
+        counts.update({(log.task, kind): number for kind, number in log.questions.items()})
+    return counts
+
+
+def refusals(logs: Sequence[BlockLog]) -> list[Refusal]:
+    """All questions that had no clear answer."""
+    return [refusal for log in logs for refusal in log.refused]
 
 
 def task_row(folder: Path, task: str, logs: Sequence[BlockLog]) -> dict[str, object]:

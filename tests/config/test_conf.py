@@ -185,6 +185,8 @@ image_pixels=-1
 horizon=0
 noise=-0.1
 max_steps=-1
+questions=-1
+question_steps=0
 processes=0
 seed=4294967296
 """

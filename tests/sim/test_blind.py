@@ -38,6 +38,8 @@ SETTINGS = RecordRun(
     horizon=16,
     noise=0.4,
     max_steps=0,
+    questions=0,
+    question_steps=8,
     processes=1,
     seed=3,
 )

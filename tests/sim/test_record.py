@@ -36,6 +36,8 @@ SETTINGS = RecordRun(
     horizon=8,
     noise=0.4,
     max_steps=40,
+    questions=0,
+    question_steps=8,
     processes=2,
     seed=3,
 )
@@ -161,6 +163,7 @@ OVERRIDES = {
     "heldout_episodes": 1,
     "image_pixels": 64,
     "horizon": 8,
+    "questions": 0,
     "seed": 3,
     "processes": 1,
 }

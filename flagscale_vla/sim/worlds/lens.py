@@ -38,7 +38,7 @@ class Lens:
 
     def sees(self, places: Vector) -> NDArray[np.bool_]:
         """bool[n], which of the picture's coordinates f64[n, 2] lie inside it."""
-        return ((places >= -0.5) & (places < self.pixels - 0.5)).all(axis=1)
+        return np.all((places >= -0.5) & (places < self.pixels - 0.5), axis=1)
 
     @property
     def right(self) -> Vector:
