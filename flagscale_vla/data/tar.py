@@ -92,7 +92,9 @@ def read_header(header: bytes, offset: int, previous: str) -> tuple[Member, byte
     try:
         checksum = int(header[CHECKSUM_FIELD].strip(b" \0"), 8)
         size = int(header[124:136].strip(b" \0") or b"0", 8)
-        prefix, name = (part.split(b"\0", 1)[0].decode() for part in (header[345:500], header[:100]))
+        name = header[:100].split(b"\0", 1)[0].decode()
+        # Long names alone have one.
+        prefix = header[345:500].split(b"\0", 1)[0].decode() if header[345] else ""
     except ValueError as error:
         raise BrokenTarError(previous, offset, f"damaged: no tar header at byte {offset}, after this member") from error
     blank = sum(header) - sum(header[CHECKSUM_FIELD]) + 8 * ord(" ")
