@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,14 @@ from flagscale_vla.records import RawSample
 from flagscale_vla.reports.outputs import replace_text, settings_yaml, write_summary
 from flagscale_vla.robots.embodiments import Embodiment
 from flagscale_vla.robots.sketch import BUCKETS, WORST_ERROR
-from flagscale_vla.robots.statistics import Gatherer, constant_dims
+from flagscale_vla.robots.statistics import (
+    Gatherer,
+    RobotStatistics,
+    Statistics,
+    constant_dims,
+    no_statistics,
+    statistics_from_entry,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +217,31 @@ def to_json(store: Store, found: SourceStatistics) -> dict[str, Any]:
         "made_with": package_versions() | {"git": git_hash()},
         "robots": robots,
     }
+
+
+def read_statistics(content: bytes, where: str) -> dict[str, RobotStatistics]:
+    """The states and actions in what `statistics.json` holds, by robot; `where` it lies is for messages.
+
+    Raises:
+        ValueError: it is no such file, or of another version.
+    """
+    try:
+        found = json.loads(content)
+        if found["version"] != STATISTICS_VERSION:
+            raise ValueError(f"it has version {found['version']}; this code reads {STATISTICS_VERSION}")
+        return {robot: read_kinds(kinds) for robot, kinds in found["robots"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{where} cannot be read ({error}): make it anew with the job `statistics`") from error
+
+
+def read_kinds(kinds: Mapping[str, Mapping[str, Any]]) -> RobotStatistics:
+    """The two kinds that training scales, without what is told beside their numbers."""
+    names = [part.name for part in fields(Statistics)]
+
+    def read(kind: str) -> Statistics:
+        return statistics_from_entry({name: kinds[kind][name] for name in names}) if kind in kinds else no_statistics()
+
+    return RobotStatistics(state=read("state"), action=read("action"))
 
 
 def describe(gatherer: Gatherer, names: Sequence[str]) -> dict[str, object]:

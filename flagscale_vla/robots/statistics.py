@@ -69,14 +69,20 @@ def statistics_from_json(entries: Mapping[str, Mapping[str, Mapping[str, object]
     Raises:
         TypeError: a field is missing or unknown.
     """
-
-    def read(entry: Mapping[str, object]) -> Statistics:
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-        return Statistics(**fields)  # type: ignore[arg-type]
-
     return {
-        name: RobotStatistics(**{kind: read(part) for kind, part in entry.items()}) for name, entry in entries.items()
+        name: RobotStatistics(**{kind: statistics_from_entry(part) for kind, part in entry.items()})
+        for name, entry in entries.items()
     }
+
+
+def statistics_from_entry(entry: Mapping[str, object]) -> Statistics:
+    """Of one vector, from what JSON made of it.
+
+    Raises:
+        TypeError: a field is missing or unknown.
+    """
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    return Statistics(**fields)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
