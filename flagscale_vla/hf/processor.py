@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from flagscale_vla.config.checkpoints import RECIPE
+from flagscale_vla.config.image import TOKEN_PIXELS
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS, VisionKind
 from flagscale_vla.hf.checkpoint import Checkpoint
 from flagscale_vla.hf.config_json import token_keys, tokens_of
@@ -122,6 +123,7 @@ def write_processor(checkpoint: Checkpoint, folder: Path, tokenizer: Tokenizer, 
     pictures = _intern_pictures(checkpoint) if internvl else _qwen_pictures(checkpoint)
     write_json(folder / "preprocessor_config.json", {"processor_class": processor, **pictures})
     videos = {name: value for name, value in pictures.items() if name != "image_processor_type"}
+    videos |= {} if internvl else _film_sizes(checkpoint)
     kind = "InternVLVideoProcessor" if internvl else "Qwen2VLVideoProcessor"
     write_json(folder / "video_preprocessor_config.json", {"video_processor_type": kind, **videos})
     write_json(folder / "generation_config.json", _generation(checkpoint))
@@ -159,6 +161,18 @@ def _qwen_pictures(checkpoint: Checkpoint) -> dict[str, Any]:
         "merge_size": PATCH_MERGE,
         **CLIP,
     }
+
+
+def _film_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What differs for the frames of films: their own limits, where training had any."""
+    film = checkpoint.recipe["image"].get("video") if checkpoint.recipe else None
+    if film is None:
+        return {}
+    low, high, total = film["min_pixels"], film["max_pixels"], film["total_pixels"]
+    sizes = {"min_pixels": low, "max_pixels": high, "size": {"shortest_edge": low, "longest_edge": high}}
+    # transformers counts nine tenths of a context in merged tokens.
+    budget = {"max_video_tokens": round(total / (TOKEN_PIXELS * 0.9))} if total else {}
+    return sizes | {"do_sample_frames": False, "cap_pixels_per_frame": bool(total)} | budget
 
 
 def _intern_pictures(checkpoint: Checkpoint) -> dict[str, Any]:
