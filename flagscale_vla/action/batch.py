@@ -34,6 +34,8 @@ class Group:
     """f32[n, H, w] radians where the scaled value is zero"""
     keys: Tensor
     """i64[n] of the chunks' bits"""
+    pinned: Tensor
+    """bool[n], true where the curve begins at zero, which is where the robot is"""
     plain: Tensor
     """bool[n], false where `turn` has turned it"""
 

@@ -72,14 +72,14 @@ class Beast:
                 found = list(ranges[robot].shape) if robot in ranges else None
                 raise ValueError(f"ranges of robot {robot!r} must be f64{list(shape)}, not {found}")
 
-    def encode(self, robot: str, values: Floats) -> list[Codes]:
+    def encode(self, robot: str, values: Floats, start: Floats | None = None) -> list[Codes]:
         """Strings of codes of chunks: see `ActionTokenizer`."""
         points = fit_points(self.settings, self.units, robot, values)
         low, high = self.ranges[robot]
         spread = np.where(high > low, high - low, 1.0)
         return list(to_bins((points - low) / spread, self.num_codes).reshape(len(values), low.size))
 
-    def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
+    def decode(self, robot: str, codes: Sequence[Codes], horizon: int, start: Floats | None = None) -> Floats:
         """Chunks of strings of codes: see `ActionTokenizer`."""
         rows = self.grammar(robot, horizon).stack(codes)
         low, high = self.ranges[robot]

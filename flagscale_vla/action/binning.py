@@ -30,12 +30,12 @@ class Binning:
         self.num_codes, self.units = bins, units
         self.embodiments, self.statistics = units.embodiments, units.statistics
 
-    def encode(self, robot: str, values: Floats) -> list[Codes]:
+    def encode(self, robot: str, values: Floats, start: Floats | None = None) -> list[Codes]:
         """Strings of codes of chunks: see `ActionTokenizer`."""
         shares = (self.units.normalize(robot, values).astype(np.float64) + 1) / 2
         return list(to_bins(shares, self.num_codes).reshape(len(values), shares.shape[1] * shares.shape[2]))
 
-    def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
+    def decode(self, robot: str, codes: Sequence[Codes], horizon: int, start: Floats | None = None) -> Floats:
         """Chunks of strings of codes: see `ActionTokenizer`."""
         rows = self.grammar(robot, horizon).stack(codes)
         shares = from_bins(rows, self.num_codes).reshape(len(rows), horizon, self.units.dims(robot))

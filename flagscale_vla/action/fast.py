@@ -45,7 +45,7 @@ class Fast:
         self.num_codes = len(self.codes.contents)
         self._check()
 
-    def encode(self, robot: str, values: Floats) -> list[Codes]:
+    def encode(self, robot: str, values: Floats, start: Floats | None = None) -> list[Codes]:
         """Strings of codes of chunks: see `ActionTokenizer`.
 
         A coefficient that the vocabulary has no bytes for becomes the nearest that it has.
@@ -58,7 +58,7 @@ class Fast:
         found = self.bpe.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int64) for encoding in found]
 
-    def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
+    def decode(self, robot: str, codes: Sequence[Codes], horizon: int, start: Floats | None = None) -> Floats:
         """Chunks of strings of codes: see `ActionTokenizer`."""
         grammar = self.grammar(robot, horizon)
         for string in codes:

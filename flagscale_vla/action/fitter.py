@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +20,13 @@ from flagscale_vla.action.groups import kind_configs, kinds_of, slots
 from flagscale_vla.action.keys import SumRanks, content_keys, mix
 from flagscale_vla.action.kind_fitter import KindFitter, Outcome
 from flagscale_vla.action.omnisat import OmniSat
+from flagscale_vla.action.pins import Origins, check_pins
+from flagscale_vla.action.tokenizer import Floats
 from flagscale_vla.action.units import Units
-from flagscale_vla.config.data import Normalization
 from flagscale_vla.config.tokenizer import OmniSatConfig
 from flagscale_vla.robots.embodiments import Embodiment
 from flagscale_vla.robots.layout import Kind, Part, parts_of
-from flagscale_vla.robots.statistics import RobotStatistics, make_scaler
+from flagscale_vla.robots.statistics import RobotStatistics
 
 Tensors = Mapping[str, Tensor]
 LAST_LR = 0.01
@@ -44,6 +46,7 @@ class Fitter:
 
     Raises:
         ValueError: statistics that are not their robot's; or an action dim that belongs to no group.
+        ConfigError: `pin_start` where no robot has a part that could begin at its state.
     """
 
     def __init__(
@@ -57,22 +60,26 @@ class Fitter:
     ) -> None:
         self.config, self.horizon, self.seed, self.sum_ranks = config, horizon, seed, sum_ranks
         self.units = Units(embodiments, statistics)
+        self.origins = Origins(self.units, config.pin_start)
+        if config.pin_start:
+            check_pins(self.units.embodiments)
         entries = kind_configs(config)
         kinds = kinds_of(self.units.embodiments.values())
         self.kinds = {kind: KindFitter(kind, config, entries[kind]) for kind in kinds}
 
-    def begin(self, chunks: Tensors, valid: Tensors) -> None:
+    def begin(self, chunks: Tensors, valid: Tensors, starts: Tensors | None = None) -> None:
         """Start networks by principal components and codebooks by k-means. Every rank gives the same chunks.
 
         Args:
             chunks: f32[n, H, A0] in own units, by robot.
             valid: bool[n, H], false past the end of an episode.
+            starts: f32[n, S0] the robot's state where each chunk begins; only a codec with `pin_start` needs it.
 
         Raises:
             ValueError: no chunk has a group of some kind.
             ChunkError: a chunk is not its robot's.
         """
-        groups = self._groups(chunks, valid, 0)
+        groups = self._groups(chunks, valid, starts or {}, 0)
         for kind, fitter in self.kinds.items():
             if not len(groups[kind].keys):
                 raise ValueError(f"there is no chunk with a group of kind {kind.value} to start its codebooks from")
@@ -89,13 +96,14 @@ class Fitter:
             tensor /= ranks
         self.load_state(state)
 
-    def step(self, chunks: Tensors, valid: Tensors, step: int) -> dict[str, float]:
+    def step(self, chunks: Tensors, valid: Tensors, step: int, starts: Tensors | None = None) -> dict[str, float]:
         """Learn from a batch, of which this rank holds a share.
 
         Args:
             chunks: f32[n, H, A0] in own units, by robot.
             valid: bool[n, H], false past the end of an episode.
             step: from 0.
+            starts: f32[n, S0] as in `begin`.
 
         Returns:
             Of the whole batch, the same on every rank: `error` in scaled values, also by kind; `commitment`, the mean
@@ -104,7 +112,7 @@ class Fitter:
         Raises:
             ChunkError: a chunk is not its robot's.
         """
-        groups = self._groups(chunks, valid, step + 1)
+        groups = self._groups(chunks, valid, starts or {}, step + 1)
         weights = torch.stack([torch.stack([g.weights.sum(), g.chunk_weights.sum()]) for g in groups.values()])
         self.sum_ranks(weights)
         totals = dict(zip(groups, weights, strict=True))
@@ -149,30 +157,33 @@ class Fitter:
         figures["codes_used"] = min(fitter.codes_used() for fitter in self.kinds.values())
         return figures
 
-    def _groups(self, chunks: Tensors, valid: Tensors, draw: int) -> dict[Kind, Group]:
+    def _groups(self, chunks: Tensors, valid: Tensors, starts: Tensors, draw: int) -> dict[Kind, Group]:
         """The batch, one group for each kind, some turned; `draw` tells one drawing of turns from another."""
         found: dict[Kind, list[Group]] = {kind: [self._empty(kind)] for kind in self.kinds}
         for robot, values in chunks.items():
-            scaled = torch.from_numpy(self.units.normalize(robot, values.numpy()))
+            start = starts[robot].numpy() if robot in starts else None
+            origin = self.origins.of(robot, start, len(values))
+            scaled = torch.from_numpy(self.units.normalize(robot, values.numpy(), origin))
+            bounds = self._bounds(robot, origin)
             keys = content_keys(values)
             for number, part in enumerate(parts_of(self.units.robot(robot))):
-                found[part.kind].append(self._group(robot, part, scaled, valid[robot], mix(keys, number)))
+                found[part.kind].append(self._group(robot, part, scaled, valid[robot], bounds, mix(keys, number)))
         joined = {kind: join_groups(groups) for kind, groups in found.items()}
         return {kind: turn(group, self.config.turned, self.seed, draw) for kind, group in joined.items()}
 
-    def _group(self, robot: str, part: Part, scaled: Tensor, valid: Tensor, keys: Tensor) -> Group:
+    def _group(self, robot: str, part: Part, scaled: Tensor, valid: Tensor, bounds: Tensors, keys: Tensor) -> Group:
         values = slots(scaled, part)
         ones = slots(torch.ones_like(scaled), part)
         weight = self._weight(robot)
         steps = torch.where(valid, 1.0, self.config.padding_weight)[..., None]
-        bounds = {name: slots(tensor.expand_as(scaled), part) for name, tensor in self._bounds(robot).items()}
         return Group(
             values=values,
             weights=weight * steps * ones,
             chunk_weights=torch.full((len(values),), weight),
             keys=keys,
+            pinned=torch.full((len(values),), self.origins.pins(robot, part)),
             plain=torch.ones(len(values), dtype=torch.bool),
-            **bounds,
+            **{name: slots(tensor.expand_as(scaled), part) for name, tensor in bounds.items()},
         )
 
     def _weight(self, robot: str) -> float:
@@ -181,17 +192,14 @@ class Fitter:
         mean = sum(counts.values()) / len(counts)
         return float((mean / counts[robot]) ** self.config.balance)
 
-    def _bounds(self, robot: str) -> dict[str, Tensor]:
-        """Range and radians of each dim, f32[A0]; the numbers of a robot without `action_scale` count as radians."""
-        scaler = make_scaler(self.units.statistics[robot].action, Normalization.quantile)
-        low, high = self.units.limits(robot)
-        scale = torch.tensor(self.units.robot(robot).action_scale or (1.0,) * len(low))
-        return {
-            "low": torch.from_numpy(scaler.normalize(low)),
-            "high": torch.from_numpy(scaler.normalize(high)),
-            "radians": torch.from_numpy(scaler.scale) * scale,
-            "shift": torch.from_numpy(scaler.shift) * scale,
-        }
+    def _bounds(self, robot: str, origin: Floats) -> dict[str, Tensor]:
+        """Range and radians of each dim counted from `origin`, f32[n or 1, 1, A0]; the numbers of a robot without
+        `action_scale` count as radians."""
+        scale = self.units.scaler(robot).scale
+        low, high = ((limit - origin) / scale for limit in self.units.limits(robot))
+        radians = np.asarray(self.units.robot(robot).action_scale or (1.0,) * len(scale), np.float32)
+        bounds = {"low": low, "high": high, "radians": scale * radians, "shift": origin * radians}
+        return {name: torch.from_numpy(bound) for name, bound in bounds.items()}
 
     def _empty(self, kind: Kind) -> Group:
         """No group: a rank may hold none of a kind."""
@@ -206,6 +214,7 @@ class Fitter:
             radians=none,
             shift=none,
             keys=row.to(torch.int64),
+            pinned=row.to(torch.bool),
             plain=row.to(torch.bool),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 import numpy as np
@@ -30,20 +30,24 @@ def kind_configs(config: OmniSatConfig) -> Mapping[Kind, KindConfig]:
 
 
 @cache
-def fitting(horizon: int, points: int, degree: int, ridge: float) -> Tensor:
-    """From a chunk's steps to control points, f32[points, horizon].
+def fitting(horizon: int, points: int, degree: int, ridge: float, *, pinned: bool = False) -> Tensor:
+    """From a chunk's steps to control points, f32[points, horizon]; of a pinned curve the first one is zero.
 
     A chunk with fewer steps than points is first filled in between them: straight, or for degree 0 by the step before.
     """
     steps = max(horizon, points)
-    operator = spline(steps, points, degree, ridge).fitting @ _refine(horizon, steps, hold=degree == 0)
-    return torch.from_numpy(operator).to(torch.float32)
+    fitted = spline(steps, points, degree, ridge)
+    operator = np.pad(fitted.pinned, ((1, 0), (0, 0))) if pinned else fitted.fitting
+    return torch.from_numpy(operator @ _refine(horizon, steps, hold=degree == 0)).to(torch.float32)
 
 
 @cache
-def evaluation(horizon: int, points: int, degree: int) -> Tensor:
-    """From control points to a chunk's steps, f32[horizon, points]."""
-    return torch.from_numpy(spline(horizon, points, degree, 0.0).basis).to(torch.float32)
+def evaluation(horizon: int, points: int, degree: int, *, pinned: bool = False) -> Tensor:
+    """From control points to a chunk's steps, f32[horizon, points]; a pinned curve begins at zero, to the bit."""
+    basis = spline(horizon, points, degree, 0.0).basis.copy()
+    if pinned:
+        basis[:, 0] = 0.0
+    return torch.from_numpy(basis).to(torch.float32)
 
 
 def _refine(horizon: int, steps: int, *, hold: bool) -> Doubles:
@@ -67,13 +71,28 @@ def slots(chunks: Tensor, part: Part) -> Tensor:
     return filled
 
 
-def to_points(filled: Tensor, config: KindConfig, ridge: float) -> Tensor:
-    """Control points f32[n, T_c * width] of f32[n, H, width]."""
-    operator = fitting(filled.shape[1], config.points, config.degree, ridge)
-    return (operator @ filled).flatten(1)
+def to_points(filled: Tensor, config: KindConfig, ridge: float, pinned: Tensor) -> Tensor:
+    """Control points f32[n, T_c * width] of f32[n, H, width]; `pinned` bool[n] tells the curves that begin at zero."""
+
+    def fit(chosen: bool) -> Tensor:
+        return (fitting(filled.shape[1], config.points, config.degree, ridge, pinned=chosen) @ filled).flatten(1)
+
+    return _either(fit, pinned)
 
 
-def from_points(points: Tensor, config: KindConfig, horizon: int) -> Tensor:
-    """The curve at each step, f32[n, H, width], of control points f32[n, T_c * width]."""
-    operator = evaluation(horizon, config.points, config.degree)
-    return operator @ points.unflatten(1, (config.points, -1))
+def from_points(points: Tensor, config: KindConfig, horizon: int, pinned: Tensor) -> Tensor:
+    """The curve at each step, f32[n, H, width], of control points f32[n, T_c * width]; `pinned` as in `to_points`."""
+    unflat = points.unflatten(1, (config.points, -1))
+
+    def evaluate(chosen: bool) -> Tensor:
+        return evaluation(horizon, config.points, config.degree, pinned=chosen) @ unflat
+
+    return _either(evaluate, pinned)
+
+
+def _either(operate: Callable[[bool], Tensor], pinned: Tensor) -> Tensor:
+    """Rows of what is done to pinned curves, and of what to others."""
+    if not pinned.any():
+        return operate(False)
+    both = operate(True), operate(False)
+    return torch.where(pinned.view(-1, *(1,) * (both[0].dim() - 1)), *both)

@@ -12,13 +12,10 @@ from flagscale_vla.action.autoencoder import Autoencoder
 from flagscale_vla.action.batch import Group
 from flagscale_vla.action.groups import from_points, to_points
 from flagscale_vla.action.keys import SumRanks, mix, uniform
-from flagscale_vla.action.losses import distance, drift, geodesic, pass_straight, pass_turned
+from flagscale_vla.action.losses import STEPPED, distance, drift, geodesic, pass_straight, pass_turned
 from flagscale_vla.action.quantizer import Averages, ResidualQuantizer
 from flagscale_vla.config.tokenizer import KindConfig, OmniSatConfig
 from flagscale_vla.robots.layout import Kind
-
-STEPPED = (Kind.position, Kind.rotation)
-"""Kinds whose actions are steps, which add up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +52,7 @@ class KindFitter:
     @torch.no_grad()
     def begin(self, group: Group, seed: int) -> None:
         """Principal components of the control points, and codebooks by k-means on what they give."""
-        points = to_points(group.values, self.entry, self.config.ridge)
+        points = to_points(group.values, self.entry, self.config.ridge, group.pinned)
         generator = torch.Generator().manual_seed(seed)
         self.autoencoder.start(points, generator)
         latents = self.autoencoder.encode(points)
@@ -71,7 +68,7 @@ class KindFitter:
             step: from 0.
         """
         weight, chunk_weight = totals.clamp(min=1e-12)
-        latents = self.autoencoder.encode(to_points(group.values, self.entry, self.config.ridge))
+        latents = self.autoencoder.encode(to_points(group.values, self.entry, self.config.ridge, group.pinned))
         with torch.no_grad():
             codes = self.quantizer.encode(latents, self.entry.layers)
             chosen = self.quantizer.chosen(codes)
@@ -104,7 +101,7 @@ class KindFitter:
         """The weighted sum of errors in decoded chunks, f32[]."""
         through = pass_turned if self.config.rotation_trick else pass_straight
         points = self.autoencoder.decode(through(latents, quantized))
-        decoded = from_points(points, self.entry, group.values.shape[1])
+        decoded = from_points(points, self.entry, group.values.shape[1], group.pinned)
         error = (distance(decoded, group.values, group.low, group.high) * group.weights).sum()
         if self.config.drift and self.kind in STEPPED:
             astray = drift(decoded, group.values, group.low, group.high)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flagscale_vla.robots.layout import Kind
+
+STEPPED = (Kind.position, Kind.rotation)
+"""Kinds whose actions are steps, which add up."""
 AT_LIMIT = 1e-5
 """A value this near to the end of its range counts as lying there."""
 
@@ -21,12 +25,24 @@ def distance(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tens
 
 
 def drift(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The size of the running sum of errors f32[n, H, w], per step: how far one has been led astray by then.
+    """The size of the running sum of errors f32[..., H, w], per step: how far one has been led astray by then.
 
     Actions that are steps add up, so an error that keeps its sign costs more than one that comes and goes.
     """
-    away = torch.minimum(torch.maximum(decoded, low), high) - wanted
-    return away.cumsum(dim=1).abs() / away.shape[1]
+    away = _away(decoded, wanted, low, high)
+    return away.cumsum(dim=-2).abs() / away.shape[-2]
+
+
+def cost(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor, weight: float) -> Tensor:
+    """What a decoded group is wrong by, f32[...], of f32[..., H, w]: its mean error, and `weight` times its drift."""
+    away = _away(decoded, wanted, low, high)
+    total = away.abs().mean(dim=(-2, -1))
+    return total + weight * drift(decoded, wanted, low, high).mean(dim=(-2, -1)) if weight else total
+
+
+def _away(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The error once decoded values are brought into [low, high]."""
+    return torch.minimum(torch.maximum(decoded, low), high) - wanted
 
 
 def geodesic(first: Tensor, second: Tensor) -> Tensor:

@@ -19,15 +19,19 @@ from torch import Tensor
 
 from flagscale_vla.action.autoencoder import Autoencoder
 from flagscale_vla.action.groups import from_points, kind_configs, kinds_of, slots, to_points
+from flagscale_vla.action.losses import STEPPED, cost
+from flagscale_vla.action.pins import Origins
 from flagscale_vla.action.quantizer import ResidualQuantizer
 from flagscale_vla.action.ranges import RangeGrammar
 from flagscale_vla.action.stored import WEIGHTS_FILE, Stored, write_stored
 from flagscale_vla.action.tokenizer import Codes, CodesError, Floats
 from flagscale_vla.action.units import Units
 from flagscale_vla.config.tokenizer import KindConfig, OmniSatConfig
-from flagscale_vla.robots.layout import Kind, parts_of
+from flagscale_vla.robots.layout import Kind, Part, parts_of
 
 Coder = tuple[Autoencoder, ResidualQuantizer]
+PIECE = 256
+"""Chunks whose strings are decoded and compared at once."""
 
 
 class OmniSat:
@@ -104,37 +108,67 @@ class OmniSat:
         most = max(self.layers(part.kind) for part in parts)
         return [(i, layer) for layer in range(most) for i, part in enumerate(parts) if layer < self.layers(part.kind)]
 
-    def encode(self, robot: str, values: Floats) -> list[Codes]:
+    @cached_property
+    def _origins(self) -> Origins:
+        return Origins(self.units, self.config.pin_start)
+
+    def encode(self, robot: str, values: Floats, start: Floats | None = None) -> list[Codes]:
         """Strings of codes of chunks: see `ActionTokenizer`."""
-        chunks = torch.from_numpy(self.units.normalize(robot, values))
+        origin = self._origins.of(robot, start, len(values))
+        chunks = torch.from_numpy(self.units.normalize(robot, values, origin))
+        low, high = self._bounds(robot, origin)
         parts = parts_of(self.units.robot(robot))
         with torch.no_grad():
-            codes = [self._encode(part.kind, slots(chunks, part)) for part in parts]
+            codes = [self._encode(robot, part, *(slots(each, part) for each in (chunks, low, high))) for part in parts]
         columns = [codes[part][:, layer] for part, layer in self.places(robot)]
         rows = torch.stack(columns, dim=1).numpy() + self._grammar(robot).lows
         return list(rows)
 
-    def _encode(self, kind: Kind, filled: Tensor) -> Tensor:
-        autoencoder, quantizer = self.coders[kind]
-        points = to_points(filled, self._configs[kind], self.config.ridge)
-        return quantizer.encode(autoencoder.encode(points), self.layers(kind), self.config.beam)
+    def _bounds(self, robot: str, origin: Floats) -> tuple[Tensor, Tensor]:
+        """The range of scaled values, f32[N or 1, 1, A0] each."""
+        scale = self.units.scaler(robot).scale
+        low, high = ((limit - origin) / scale for limit in self.units.limits(robot))
+        return torch.from_numpy(low), torch.from_numpy(high)
 
-    def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
+    def _encode(self, robot: str, part: Part, filled: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Codes i64[n, L] of groups f32[n, H, w] in a range f32[n or 1, 1, w]: the best of a few strings."""
+        autoencoder, quantizer = self.coders[part.kind]
+        pinned = torch.full((len(filled),), self._origins.pins(robot, part))
+        points = to_points(filled, self._configs[part.kind], self.config.ridge, pinned)
+        latents = autoencoder.encode(points)
+        strings = quantizer.candidates(latents, self.layers(part.kind), self.config.beam, self.config.endings)
+        if strings.shape[1] == 1:
+            return strings[:, 0]
+        rows = (each.expand(len(filled), -1, -1) for each in (filled, low, high))
+        pieces = zip(*(each.split(PIECE) for each in (strings, pinned, *rows)), strict=True)
+        return torch.cat([self._choose(part.kind, *piece) for piece in pieces])
+
+    def _choose(self, kind: Kind, strings: Tensor, pinned: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Of strings i64[n, m, L] those i64[n, L] that decode nearest to groups f32[n, H, w], as training weighs it."""
+        count, ways, _ = strings.shape
+        decoded = self._decode(kind, strings.flatten(0, 1), wanted.shape[1], pinned.repeat_interleave(ways))
+        weight = self.config.drift if kind in STEPPED else 0.0
+        costs = cost(decoded.unflatten(0, (count, ways)), wanted[:, None], low[:, None], high[:, None], weight)
+        return strings[torch.arange(count), costs.argmin(dim=1)]
+
+    def decode(self, robot: str, codes: Sequence[Codes], horizon: int, start: Floats | None = None) -> Floats:
         """Chunks of strings of codes: see `ActionTokenizer`."""
         grammar = self.grammar(robot, horizon)
         rows = torch.from_numpy(grammar.stack(codes) - grammar.lows)
+        origin = self._origins.of(robot, start, len(rows))
         chunks = torch.zeros(len(rows), horizon, self.units.dims(robot))
         places = self.places(robot)
         with torch.no_grad():
             for number, part in enumerate(parts_of(self.units.robot(robot))):
                 own = [place for place, (owner, _) in enumerate(places) if owner == number]
-                filled = self._decode(part.kind, rows[:, own], horizon)
+                pinned = torch.full((len(rows),), self._origins.pins(robot, part))
+                filled = self._decode(part.kind, rows[:, own], horizon, pinned)
                 chunks[..., list(part.dims)] = filled[..., list(part.slots)]
-        return self.units.unnormalize(robot, chunks.numpy())
+        return self.units.unnormalize(robot, chunks.numpy(), origin)
 
-    def _decode(self, kind: Kind, codes: Tensor, horizon: int) -> Tensor:
+    def _decode(self, kind: Kind, codes: Tensor, horizon: int, pinned: Tensor) -> Tensor:
         autoencoder, quantizer = self.coders[kind]
-        return from_points(autoencoder.decode(quantizer.decode(codes)), self._configs[kind], horizon)
+        return from_points(autoencoder.decode(quantizer.decode(codes)), self._configs[kind], horizon, pinned)
 
     def grammar(self, robot: str, horizon: int) -> RangeGrammar:
         """What `decode` takes, the same for every horizon: see `ActionTokenizer`."""

@@ -50,11 +50,18 @@ class ResidualQuantizer:
         With `beam` 1 each layer takes its nearest code. With more, that many of the best beginnings are kept from layer
         to layer, and what is nearest in the end wins.
         """
-        if not len(latents):
-            return torch.zeros(0, layers, dtype=torch.int64)
         if beam == 1:
             return torch.cat([self._nearest(part, layers) for part in latents.split(ROWS)])
-        return torch.cat([self._search(part, layers, beam) for part in latents.split(ROWS // beam)])
+        return self.candidates(latents, layers, beam, 1)[:, 0]
+
+    def candidates(self, latents: Tensor, layers: int, beam: int, endings: int) -> Tensor:
+        """The `endings` best strings that a search with `beam` comes to, i64[n, m, layers], nearest first.
+
+        There are fewer, m, where there are not that many strings.
+        """
+        if not len(latents):
+            return torch.zeros(0, endings, layers, dtype=torch.int64)
+        return torch.cat([self._search(part, layers, beam, endings) for part in latents.split(ROWS // beam)])
 
     def _nearest(self, latents: Tensor, layers: int) -> Tensor:
         rest, codes = latents.clone(), torch.empty(len(latents), layers, dtype=torch.int64)
@@ -64,21 +71,23 @@ class ResidualQuantizer:
             rest -= self._books[layer].index_select(0, codes[:, layer])
         return codes
 
-    def _search(self, latents: Tensor, layers: int, beam: int) -> Tensor:
+    def _search(self, latents: Tensor, layers: int, beam: int, endings: int) -> Tensor:
         """Beam search. Scores are halves of what the squared distance has fallen by."""
         count, size = len(latents), self._books.shape[1]
         rest, gains = latents, latents.new_zeros(count, 1)
         codes = torch.zeros(count, 0, dtype=torch.int64)
         for layer in range(layers):
             scores = torch.addmm(self._halves[layer], rest, self._directions[layer])
-            kept, best = _largest(scores, min(beam, size))
+            wanted, each = (beam, beam) if layer + 1 < layers else (endings, -(-endings // gains.shape[1]))
+            kept, best = _largest(scores, min(each, size))
             gains = (kept.view(count, -1, kept.shape[1]) + gains[..., None]).flatten(1)
-            gains, place = gains.topk(min(beam, gains.shape[1]), dim=1)
+            gains, place = gains.topk(min(wanted, gains.shape[1]), dim=1)
             chosen = best.view(count, -1).gather(1, place).flatten()
             owner = (place // kept.shape[1] + torch.arange(count)[:, None] * (len(rest) // count)).flatten()
-            rest = rest.index_select(0, owner) - self._books[layer].index_select(0, chosen)
             codes = torch.cat([codes.index_select(0, owner), chosen[:, None]], dim=1)
-        return codes.view(count, -1, layers)[:, 0]
+            if layer + 1 < layers:
+                rest = rest.index_select(0, owner) - self._books[layer].index_select(0, chosen)
+        return codes.view(count, -1, layers)
 
     def chosen(self, codes: Tensor) -> Tensor:
         """What each code stands for, f32[layers, n, d], of codes i64[n, layers] from the first layer on."""

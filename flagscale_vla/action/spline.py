@@ -50,8 +50,8 @@ class Spline:
         return _ridge_inverse(self.basis, self.ridge)
 
     @cached_property
-    def _pinned(self) -> Doubles:
-        """As `fitting`, for all control points but the first: f64[T_c - 1, H]."""
+    def pinned(self) -> Doubles:
+        """As `fitting`, for all control points but the first, which is zero: f64[T_c - 1, H]."""
         return _ridge_inverse(self.basis[:, 1:], self.ridge)
 
     def fit(self, values: NDArray[Any], start: NDArray[Any] | None = None) -> Doubles:
@@ -72,7 +72,7 @@ class Spline:
         if start is None:
             return np.asarray(self.fitting @ values)
         first = np.asarray(start, np.float64)[..., None, :]
-        rest = self._pinned @ (values - self.basis[:, :1] * first)
+        rest = self.pinned @ (values - self.basis[:, :1] * first)
         return np.concatenate([np.broadcast_to(first, (*rest.shape[:-2], 1, rest.shape[-1])), rest], axis=-2)
 
     def evaluate(self, points: NDArray[Any]) -> Doubles:

@@ -21,7 +21,8 @@ class CodesError(ValueError):
 
 
 class ChunkError(ValueError):
-    """A chunk that cannot be encoded: its robot is unknown, it is empty, of another width, or not finite."""
+    """A chunk that cannot be encoded: its robot is unknown, it is empty, of another width, or not finite; or it
+    lacks the state that it is to begin at."""
 
 
 class Grammar(Protocol):
@@ -58,20 +59,25 @@ class ActionTokenizer(Protocol):
     def statistics(self) -> Mapping[str, RobotStatistics]:
         """What scales each of them."""
 
-    def encode(self, robot: str, values: Floats) -> list[Codes]:
+    def encode(self, robot: str, values: Floats, start: Floats | None = None) -> list[Codes]:
         """Of chunks f32[N, H, A0] in the robot's own units, N strings of codes i64[K].
+
+        Args:
+            robot: its name.
+            values: the chunks.
+            start: the robot's state f32[N, S0] where each begins. Only a codec with `pin_start` reads it.
 
         Raises:
             ChunkError: see there.
         """
 
-    def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
+    def decode(self, robot: str, codes: Sequence[Codes], horizon: int, start: Floats | None = None) -> Floats:
         """Of N strings of codes, chunks f32[N, H, A0] in the robot's own units: finite, and within the range seen in
-        training.
+        training. `start` as in `encode`: the state that the chunks are to go on from.
 
         Raises:
             CodesError: a string that `grammar` refuses.
-            ChunkError: the robot is unknown.
+            ChunkError: the robot is unknown, or a start is missing that is needed.
         """
 
     def grammar(self, robot: str, horizon: int) -> Grammar:

@@ -59,21 +59,25 @@ class Units:
         action = self.statistics[self.robot(robot).name].action
         return np.asarray(action.min, np.float32), np.asarray(action.max, np.float32)
 
-    def normalize(self, robot: str, values: Floats) -> Floats:
+    def normalize(self, robot: str, values: Floats, origin: Floats | None = None) -> Floats:
         """Scaled chunks f32[N, H, A0] of chunks in own units, which are first brought into `limits`.
+
+        `origin`, f32[N or 1, 1, A0] in own units, is what becomes zero in place of the middle of the range.
 
         Raises:
             ChunkError: an unknown robot, another shape, no step, or a number that is not finite.
         """
         self._check(self.robot(robot), values)
-        return self.scaler(robot).normalize(np.clip(values, *self.limits(robot)).astype(np.float32, copy=False))
+        scaler = self.scaler(robot)
+        clipped = np.clip(values, *self.limits(robot)).astype(np.float32, copy=False)
+        return (clipped - (scaler.shift if origin is None else origin)) / scaler.scale
 
-    def unnormalize(self, robot: str, normalized: NDArray[Any]) -> Floats:
-        """Chunks f32[N, H, A0] in own units and within `limits`, of scaled ones that are finite."""
+    def unnormalize(self, robot: str, normalized: NDArray[Any], origin: Floats | None = None) -> Floats:
+        """Chunks f32[N, H, A0] in own units and within `limits`, of scaled ones that are finite; `origin` as before."""
         low, high = self.limits(robot)
         scaler = self.scaler(robot)
-        values = np.clip(normalized * scaler.scale.astype(np.float64) + scaler.shift, low, high)
-        return values.astype(np.float32)
+        values = normalized * scaler.scale.astype(np.float64) + (scaler.shift if origin is None else origin)
+        return np.clip(values, low, high).astype(np.float32)
 
     @staticmethod
     def _check(robot: Embodiment, values: Floats) -> None:

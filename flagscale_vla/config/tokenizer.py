@@ -36,8 +36,13 @@ class OmniSatConfig:
     base: KindConfig
     ridge: float
     """weight of the control points' squares in a fit"""
+    pin_start: bool
+    """whether positions, rotations and joints that are targets begin at the robot's state: the first control point is
+    then the state, which every chunk must come with. Dims that the state does not name, as steps, are as ever"""
     beam: int
     """beginnings of a string that encoding keeps from layer to layer; 1 takes each layer's nearest code"""
+    endings: int
+    """strings that encoding decodes in the end, to take the one with the least error and drift; 1 takes the nearest"""
     shared_ids: bool
     """whether the layers of a kind share their ids, which keeps the alphabet small; else a code's id tells its layer"""
     steps: int
@@ -74,7 +79,7 @@ class OmniSatConfig:
     def __post_init__(self) -> None:
         for name, kind in self.kinds().items():
             _check_kind(name, kind)
-        for name in ("beam", "steps", "lr", "revive_every", "kmeans_rounds"):
+        for name in ("beam", "endings", "steps", "lr", "revive_every", "kmeans_rounds"):
             check_positive(f"codec.{name}", self.__getattribute__(name))
         for name in ("ridge", "warmup", "commitment", "geodesic", "drift"):
             value = self.__getattribute__(name)

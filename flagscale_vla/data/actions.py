@@ -4,6 +4,7 @@
     chunks.json      robots in the order of their numbers, faults, statistics
     0.values         f32[n, H, A0] of robot 0, in its own units
     0.valid          bool[n, H], false past an episode's end
+    0.starts         f32[n, S0], the robot's state before each; NaN where a sample tells none
     0.keys           a line for each: shard, sample and segment
 """
 
@@ -27,16 +28,17 @@ from flagscale_vla.data.faults import BadSampleError, Fault
 from flagscale_vla.data.gather import Gatherers, Rows, collect, gather, join
 from flagscale_vla.data.kept import kept_name, partial_path
 from flagscale_vla.data.read import parse_sample
+from flagscale_vla.data.starts import chunks_with_starts
 from flagscale_vla.data.store import Store, find_shards
 from flagscale_vla.data.tar import BrokenTarError, Buffer, group_members, walk_tar
 from flagscale_vla.data.validation import check_segments
-from flagscale_vla.records import Action, RawSample
+from flagscale_vla.records import RawSample
 from flagscale_vla.robots.embodiments import FILE_NAME, Embodiment, read_embodiments
 from flagscale_vla.robots.statistics import RobotStatistics, hash_rank, statistics_from_json, statistics_to_json
 
-CHUNKS_VERSION = 2
+CHUNKS_VERSION = 3
 ABOUT = "chunks.json"
-PARTS = ("values", "valid", "keys")
+PARTS = ("values", "valid", "starts", "keys")
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -52,6 +54,8 @@ class RobotChunks:
     """[n, H, A0] in the robot's own units"""
     valid: Bools
     """[n, H], false past an episode's end; at least one true in each"""
+    starts: Floats
+    """[n, S0] the robot's state before each chunk; NaN where the sample tells none"""
     keys: tuple[str, ...]
     """of each: shard, sample and segment"""
 
@@ -66,7 +70,13 @@ class RobotChunks:
     def take(self, rows: Places) -> RobotChunks:
         """Some of the chunks, in memory, in the order of `rows`."""
         keys = tuple(self.keys[row] for row in rows)
-        return RobotChunks(robot=self.robot, values=self.values[rows], valid=self.valid[rows], keys=keys)
+        return RobotChunks(
+            robot=self.robot,
+            values=self.values[rows],
+            valid=self.valid[rows],
+            starts=self.starts[rows],
+            keys=keys,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +135,13 @@ class Chunks:
         return taken
 
     def digest(self) -> str:
-        """sha256 in hex of all that is trained on: keys, values and statistics; not of where the shards lie."""
+        """sha256 in hex of all that is trained on: keys, values, starts and statistics; not of where the shards lie."""
         digest = sha256(json.dumps(statistics_to_json(self.statistics)).encode())
         for name, chunks in self.robots.items():
             digest.update(json.dumps([name, chunks.keys]).encode())
             digest.update(chunks.values.tobytes())
             digest.update(chunks.valid.tobytes())
+            digest.update(chunks.starts.tobytes())
         return digest.hexdigest()
 
 
@@ -213,7 +224,12 @@ class _Keeper:
             found = self.found
             about = {
                 "robots": [
-                    {"name": name, "chunks": found.counts[name], "width": len(self.embodiments[name].action)}
+                    {
+                        "name": name,
+                        "chunks": found.counts[name],
+                        "width": len(self.embodiments[name].action),
+                        "states": len(self.embodiments[name].state),
+                    }
                     for name in self._files
                 ],
                 "num_samples": found.num_samples,
@@ -262,7 +278,7 @@ class _Keeper:
         return True
 
     def _check_chunks(self, raw: RawSample) -> None:
-        for action in actions_of(raw):
+        for action, _ in chunks_with_starts(raw.segments):
             steps = len(action.values)
             if steps < self.horizon:
                 reason = f"its action has {steps} steps; horizon={self.horizon} needs at least as many"
@@ -271,12 +287,16 @@ class _Keeper:
                 raise BadSampleError(raw.key, f"none of its first {self.horizon} action steps is inside the episode")
 
     def _add_sample(self, raw: RawSample) -> None:
-        for number, action in enumerate(actions_of(raw)):
+        for number, (action, start) in enumerate(chunks_with_starts(raw.segments)):
             files = self._files.get(action.robot) or self._begin(action.robot)
             files["values"].write(action.values[: self.horizon].tobytes())
             files["valid"].write(action.valid[: self.horizon].tobytes())
+            files["starts"].write(self._start(action.robot, start).tobytes())
             files["keys"].write(f"{raw.key}/{number}\n".encode())
             self.found.counts[action.robot] = self.found.counts.get(action.robot, 0) + 1
+
+    def _start(self, robot: str, start: Floats | None) -> Floats:
+        return np.full(len(self.embodiments[robot].state), np.nan, np.float32) if start is None else start
 
     def _begin(self, robot: str) -> dict[str, BinaryIO]:
         number = len(self._files)
@@ -289,13 +309,8 @@ class _Keeper:
         self.found.faults.append(Fault(shard=shard, member=member, reason=reason))
 
 
-def actions_of(raw: RawSample) -> Iterator[Action]:
-    """The chunks of a sample, in reading order."""
-    return (segment for segment in raw.segments if isinstance(segment, Action))
-
-
 def load_chunks(path: Path, horizon: int) -> Chunks:
-    """What `keep_chunks` kept, values and validity memory-mapped."""
+    """What `keep_chunks` kept, numbers memory-mapped."""
     about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
     robots = {entry["name"]: _map_robot(path, number, entry, horizon) for number, entry in enumerate(about["robots"])}
     return Chunks(
@@ -308,10 +323,11 @@ def load_chunks(path: Path, horizon: int) -> Chunks:
 
 
 def _map_robot(path: Path, number: int, entry: Mapping[str, Any], horizon: int) -> RobotChunks:
-    count, width = entry["chunks"], entry["width"]
+    count, width, states = entry["chunks"], entry["width"], entry["states"]
     return RobotChunks(
         robot=entry["name"],
         values=np.memmap(path / f"{number}.values", np.float32, "r", shape=(count, horizon, width)),
         valid=np.memmap(path / f"{number}.valid", np.bool_, "r", shape=(count, horizon)),
+        starts=np.memmap(path / f"{number}.starts", np.float32, "r", shape=(count, states)),
         keys=tuple((path / f"{number}.keys").read_text(encoding="utf-8").splitlines()),
     )

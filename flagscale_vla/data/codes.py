@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from flagscale_vla.action.omnisat import OmniSat
 from flagscale_vla.action.store import load_action_tokenizer
 from flagscale_vla.action.tokenizer import ActionTokenizer, ChunkError, Grammar
 from flagscale_vla.action.vocabulary import ActionIds
@@ -113,7 +114,8 @@ class ActionCodes:
         embodiments: the robots of the run.
 
     Raises:
-        ConfigError: a robot of the run has other action dims than the one the tokenizer was fitted on.
+        ConfigError: a robot of the run has other action dims than the one the tokenizer was fitted on, or other dims of
+            the state that its chunks begin at.
     """
 
     def __init__(
@@ -122,15 +124,18 @@ class ActionCodes:
         self.tokenizer, self.ids, self.horizon = tokenizer, ids, horizon
         self._grammars: dict[str, Grammar] = {}
         for name, robot in embodiments.items():
-            fitted = tokenizer.embodiments.get(name, robot).action
-            if fitted != robot.action:
-                raise ConfigError(
-                    f"{KEY}: it was fitted on actions {list(fitted)} of robot {name!r}, which has {list(robot.action)} "
-                    "here. This would pass: an action tokenizer fitted on these shards"
-                )
+            fitted = tokenizer.embodiments.get(name, robot)
+            _check_names("was fitted on actions", name, fitted.action, robot.action)
+            if isinstance(tokenizer, OmniSat) and tokenizer.config.pin_start:
+                _check_names("begins chunks at the state", name, fitted.state, robot.state)
 
-    def encode(self, key: str, action: Action) -> list[int]:
+    def encode(self, key: str, action: Action, start: Floats | None = None) -> list[int]:
         """Token ids of a chunk's first H steps; steps past an episode's end repeat its last.
+
+        Args:
+            key: of the sample.
+            action: the chunk.
+            start: the robot's state f32[S0] before it, which a tokenizer with a pinned start needs.
 
         Raises:
             BadSampleError: the chunk of sample `key` cannot be encoded.
@@ -138,17 +143,19 @@ class ActionCodes:
         """
         self.grammar(action.robot)
         try:
-            return self.ids.tokens(self.tokenizer.encode(action.robot, action.values[None, : self.horizon])[0])
+            codes = self.tokenizer.encode(action.robot, action.values[None, : self.horizon], _row(start))
+            return self.ids.tokens(codes[0])
         except ChunkError as error:
             raise BadSampleError(key, str(error)) from error
 
-    def decode(self, robot: str, codes: NDArray[np.int64]) -> Floats:
-        """The chunk f32[H, A0] of codes i64[K], in the robot's own units.
+    def decode(self, robot: str, codes: NDArray[np.int64], start: Floats | None = None) -> Floats:
+        """The chunk f32[H, A0] of codes i64[K], in the robot's own units; `start` as in `encode`.
 
         Raises:
             CodesError: the codes stand for no chunk.
+            ChunkError: the tokenizer needs a start.
         """
-        return self.tokenizer.decode(robot, [codes], self.horizon)[0]
+        return self.tokenizer.decode(robot, [codes], self.horizon, _row(start))[0]
 
     def grammar(self, robot: str) -> Grammar:
         """Which codes a chunk of this robot may have.
@@ -172,3 +179,17 @@ class ActionCodes:
             for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
                 digest.update(path.name.encode() + sha256(path.read_bytes()).digest())
         return digest.hexdigest()
+
+
+def _check_names(what: str, robot: str, fitted: tuple[str, ...], here: tuple[str, ...]) -> None:
+    """Refuse a robot whose dims go by other names than the tokenizer knows."""
+    if fitted != here:
+        raise ConfigError(
+            f"{KEY}: it {what} {list(fitted)} of robot {robot!r}, which has {list(here)} here. "
+            "This would pass: an action tokenizer fitted on these shards"
+        )
+
+
+def _row(start: Floats | None) -> Floats | None:
+    """As a batch of one."""
+    return None if start is None else start[None]

@@ -32,6 +32,7 @@ from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.pack import pack
 from flagscale_vla.data.pictures import Clip, PictureReader, merged_tokens
 from flagscale_vla.data.positions import rotary_positions
+from flagscale_vla.data.starts import chunks_with_starts
 from flagscale_vla.data.tokenizer import TextEncoder, read_tokenizer
 from flagscale_vla.data.validation import check_segments
 from flagscale_vla.records import Action, Image, Observation, PackedBatch, RawSample, Sample, Segment, State, Text
@@ -183,6 +184,15 @@ class Recipe:
         scaler = self._scaler("action_values", robot, Action)
         return scaler.unnormalize(normalized[..., : len(scaler.shift)])
 
+    def state_values(self, robot: str, normalized: Floats) -> Floats:
+        """f32[S0] in the robot's own units, from what the model reads, f32[A].
+
+        Raises:
+            ValueError: a robot that was not trained on.
+        """
+        scaler = self._scaler("state_values", robot, State)
+        return scaler.unnormalize(normalized[: len(scaler.shift)])
+
     def length(self, raw: RawSample) -> int:
         """Tokens of the whole sample. A cut conversation has fewer.
 
@@ -298,7 +308,7 @@ class Recipe:
         """Token ids of each chunk's codes; None where the answer has none."""
         if self.codes is None:
             return None
-        return [self.codes.encode(key, segment) for segment in segments if isinstance(segment, Action)]
+        return [self.codes.encode(key, action, start) for action, start in chunks_with_starts(segments)]
 
     def _chunks(
         self, key: str, segments: Sequence[Segment], chosen: int | None, generator: np.random.Generator

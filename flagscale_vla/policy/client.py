@@ -38,8 +38,12 @@ class Codec(Protocol):
     def horizon(self) -> int:
         """Steps of a chunk, H."""
 
-    def reconstruct(self, robot: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def reconstruct(
+        self, robot: str, values: NDArray[np.float32], start: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """What is left of a chunk f32[H, A0], in the robot's own units, once it was encoded and decoded.
+
+        `start`, f32[S0], is the robot's state before it, which a codec with a pinned start needs.
 
         Raises:
             ValueError: the robot is unknown, or the chunk has another width or holds NaN or infinity.

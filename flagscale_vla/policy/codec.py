@@ -37,7 +37,10 @@ class TokenizerCodec:
         """Steps of a chunk."""
         return self._horizon
 
-    def reconstruct(self, robot: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The chunk f32[H, A0] that the codes of `values` stand for."""
-        codes = self._tokenizer.encode(robot, values[None])
-        return self._tokenizer.decode(robot, codes, self._horizon)[0]
+    def reconstruct(
+        self, robot: str, values: NDArray[np.float32], start: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """The chunk f32[H, A0] that the codes of `values` stand for, where the state before it is `start` f32[S0]."""
+        row = None if start is None else start[None]
+        codes = self._tokenizer.encode(robot, values[None], row)
+        return self._tokenizer.decode(robot, codes, self._horizon, row)[0]

@@ -75,9 +75,10 @@ class Policy:
             steps = self.denoise_steps
             strings, actions = write_codes_and_denoise(self.model, batch, writer, grammars, seed, steps=steps)
             return self._denoised(robots, actions, strings)
+        found = write_codes(self.model, batch, writer, grammars, seed)
         return [
-            ActionChunk(values=self.recipe.codes.decode(robot, string), key=self.key, codes=string)
-            for robot, string in zip(robots, write_codes(self.model, batch, writer, grammars, seed), strict=True)
+            ActionChunk(values=self.recipe.codes.decode(seen.robot, string, seen.state), key=self.key, codes=string)
+            for seen, string in zip(observations, found, strict=True)
         ]
 
     def _denoised(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +30,13 @@ def play_raw(expert: Expert, linger: int) -> Play:
 
 
 def play_codec(codec: Codec, expert: Expert, linger: int) -> Play:
-    """`play_raw` with what a codec leaves of all these actions."""
+    """`play_raw` with what a codec leaves of all these actions, each chunk from where the robot then is."""
 
     def play(world: World, seed: int, max_steps: int) -> tuple[bool, int]:
-        actions = through_codec(codec, world.robot, held(expert(world, max_steps), linger))
+        actions = held(expert(world, max_steps), linger)
         world.reset(seed)
-        return play_actions(world, actions)
+        chunks = through_codec(codec, world.robot, actions, lambda: world.observe().state)
+        return play_actions(world, chain.from_iterable(chunks))
 
     return play
 
@@ -52,8 +54,9 @@ def play_chunks(codec: Codec) -> Play:
             solved, steps = play_beside_expert(world, done)
             if solved or steps >= max_steps:
                 return solved, steps
-            ahead = expert_actions(world, codec.horizon)
-            done.append(codec.reconstruct(world.robot, fill_up(ahead, codec.horizon)[0])[: max_steps - steps])
+            start = world.observe().state
+            ahead = fill_up(expert_actions(world, codec.horizon), codec.horizon)[0]
+            done.append(codec.reconstruct(world.robot, ahead, start)[: max_steps - steps])
             world.reset(seed)
 
     return play
@@ -74,12 +77,13 @@ def held(actions: Actions, linger: int) -> Actions:
     return np.concatenate([actions, np.repeat(actions[-1:], linger, axis=0)])
 
 
-def play_actions(world: World, actions: Actions) -> tuple[bool, int]:
-    """Step through actions until the task is done; returns whether it was, and after how many steps."""
+def play_actions(world: World, actions: Iterable[Actions]) -> tuple[bool, int]:
+    """Step through actions f32[A0] until the task is done; returns whether it was, and after how many steps."""
+    step = 0
     for step, action in enumerate(actions, start=1):
         if world.step(np.clip(action, -1.0, 1.0)):
             return True, step
-    return False, len(actions)
+    return False, step
 
 
 def play_beside_expert(world: World, chunks: Sequence[Actions]) -> tuple[bool, int]:
@@ -94,10 +98,13 @@ def play_beside_expert(world: World, chunks: Sequence[Actions]) -> tuple[bool, i
     return False, steps
 
 
-def through_codec(codec: Codec, robot: str, actions: Actions) -> Actions:
-    """What a codec leaves of actions, chunk by chunk; what the last one was filled up with is cut off."""
-    chunks = [codec.reconstruct(robot, chunk) for chunk in fill_up(actions, codec.horizon)]
-    return np.concatenate(chunks)[: len(actions)]
+def through_codec(codec: Codec, robot: str, actions: Actions, state: Callable[[], Actions]) -> Iterator[Actions]:
+    """What a codec leaves of actions, chunk by chunk; what the last one was filled up with is cut off.
+
+    `state` tells the robot's state f32[S0] when a chunk is asked for.
+    """
+    for number, chunk in enumerate(fill_up(actions, codec.horizon)):
+        yield codec.reconstruct(robot, chunk, state())[: len(actions) - number * codec.horizon]
 
 
 def fill_up(actions: Actions, horizon: int) -> Actions:

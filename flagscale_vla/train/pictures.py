@@ -147,15 +147,22 @@ def read_chunks(batch: PackedBatch, recipe: Recipe, robot: str, start: int, end:
                 time=float(batch.time[number]),
             )
     if recipe.codes and recipe.action.answer is Answer.codes:
-        for codes in read_codes(batch.tokens[start:end], recipe):
-            values = recipe.codes.decode(robot, codes)
+        for place, codes in read_codes(batch.tokens[start:end], recipe):
+            values = recipe.codes.decode(robot, codes, read_state(batch, recipe, robot, start, start + place))
             valid = np.ones(len(values), np.bool_)
             yield Chunk(values=values, valid=valid, names=recipe.embodiments[robot].action, time=0.0)
 
 
-def read_codes(tokens: Tensor, recipe: Recipe) -> Iterator[NDArray[np.int64]]:
-    """The strings of codes i64[K] in tokens i64[T]."""
+def read_codes(tokens: Tensor, recipe: Recipe) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Where each string of codes i64[K] begins in tokens i64[T], and the string."""
     assert recipe.codes is not None
-    for coded, run in groupby(mark_codes(tokens, recipe), lambda pair: pair[1]):
+    for coded, run in groupby(enumerate(mark_codes(tokens, recipe)), lambda entry: entry[1][1]):
         if coded:
-            yield recipe.codes.ids.codes([token for token, _ in run])
+            places, pairs = zip(*run, strict=True)
+            yield places[0], recipe.codes.ids.codes([token for token, _ in pairs])
+
+
+def read_state(batch: PackedBatch, recipe: Recipe, robot: str, start: int, end: int) -> NDArray[np.float32] | None:
+    """The last state f32[S0] placed in tokens [start, end) of a row, in the robot's own units; None where none is."""
+    found = [number for number, slot in enumerate(batch.state_slots.tolist()) if start <= slot < end]
+    return recipe.state_values(robot, batch.states[found[-1]].numpy()) if found else None

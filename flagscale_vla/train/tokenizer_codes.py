@@ -56,7 +56,7 @@ def count_codes(tokenizer: OmniSat, chunks: RobotChunks) -> dict[tuple[Kind, int
     parts = parts_of(tokenizer.embodiments[chunks.robot])
     counts: dict[tuple[Kind, int], Counts] = {}
     for batch in batches(chunks):
-        rows = np.stack(tokenizer.encode(batch.robot, batch.values)) - grammar.lows
+        rows = np.stack(tokenizer.encode(batch.robot, batch.values, batch.starts)) - grammar.lows
         for column, (part, layer) in enumerate(tokenizer.places(chunks.robot)):
             found = np.bincount(rows[:, column], minlength=int(grammar.sizes[column]))
             place = (parts[part].kind, layer)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flagscale_vla.action.pins import pins_in_words
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.tokenizer_run import TokenizerRun
 from flagscale_vla.data.actions import Chunks, open_chunks
@@ -75,7 +76,7 @@ def open_data(run: TokenizerRun, *, writes: bool) -> FitData:
         invalid=train.num_invalid + heldout.num_invalid,
     )
     if writes:
-        _tell(store.url, data)
+        _tell(store.url, data, pins=run.codec.pin_start)
     return data
 
 
@@ -86,10 +87,12 @@ def _open_split(run: TokenizerRun, store: Store, split: str, *, writes: bool) ->
     return chunks
 
 
-def _tell(url: str, data: FitData) -> None:
+def _tell(url: str, data: FitData, *, pins: bool) -> None:
     logger.info("%s: %d chunks to fit on, %d held out", url, len(data.train), len(data.heldout))
     for name, robot in data.train.robots.items():
-        logger.info("  %s: %d chunks, action %s", name, len(robot), " ".join(data.embodiments[name].action))
+        embodiment = data.embodiments[name]
+        words = f"; {pins_in_words(embodiment)}" if pins else ""
+        logger.info("  %s: %d chunks, action %s%s", name, len(robot), " ".join(embodiment.action), words)
     if data.quarantined:
         logger.warning("%d samples quarantined, %d of them with invalid chunks", data.quarantined, data.invalid)
 

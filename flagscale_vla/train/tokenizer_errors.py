@@ -104,8 +104,8 @@ def measure_robot(tokenizer: ActionTokenizer, chunks: RobotChunks) -> RobotError
     scale = make_scaler(tokenizer.statistics[chunks.robot].action, Normalization.quantile).scale
     tally = _Tally(embodiment, scale, tokenizer.num_codes)
     for batch in batches(chunks):
-        codes = tokenizer.encode(batch.robot, batch.values)
-        decoded = tokenizer.decode(batch.robot, codes, batch.values.shape[1])
+        codes = tokenizer.encode(batch.robot, batch.values, batch.starts)
+        decoded = tokenizer.decode(batch.robot, codes, batch.values.shape[1], batch.starts)
         tally.count_codes(codes)
         tally.compare(batch.values[batch.valid], decoded[batch.valid])
     return tally.finish(chunks)

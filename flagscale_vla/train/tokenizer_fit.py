@@ -60,7 +60,8 @@ def fit_codec(run: TokenizerRun, data: FitData, topology: Topology) -> tuple[Omn
     samples = data.train.digest()
     step = resume(run, fitter, samples, topology)
     if step == 0:
-        fitter.begin(*tensors_of(data.train.choose(run.fit.start_chunks).robots))
+        values, valid, starts = tensors_of(data.train.choose(run.fit.start_chunks).robots)
+        fitter.begin(values, valid, starts)
     step = _make_steps(run, data.train, topology, fitter, step, samples)
     return fitter.tokenizer(), step
 
@@ -127,7 +128,8 @@ def _make_steps(run: TokenizerRun, chunks: Chunks, topology: Topology, fitter: F
         stop = False
         while step < run.fit.steps and not stop:
             began = time.perf_counter()
-            figures = fitter.step(*tensors_of(share_of_step(run, chunks, step, topology)), step)
+            values, valid, starts = tensors_of(share_of_step(run, chunks, step, topology))
+            figures = fitter.step(values, valid, step, starts)
             check_finite(figures, step + 1)
             step += 1
             report.step(FitStep(step=step, figures=figures, seconds=time.perf_counter() - began))
@@ -151,11 +153,12 @@ def share_of_step(run: TokenizerRun, chunks: Chunks, step: int, topology: Topolo
     return chunks.take(rows[topology.rank :: topology.world_size])
 
 
-def tensors_of(chunks: Mapping[str, RobotChunks]) -> tuple[Tensors, Tensors]:
-    """Values f32[n, H, A0] and validity bool[n, H] by robot."""
+def tensors_of(chunks: Mapping[str, RobotChunks]) -> tuple[Tensors, Tensors, Tensors]:
+    """Values f32[n, H, A0], validity bool[n, H] and states f32[n, S0] before them, by robot."""
     values = {name: torch.from_numpy(np.array(robot.values)) for name, robot in chunks.items()}
     valid = {name: torch.from_numpy(np.array(robot.valid)) for name, robot in chunks.items()}
-    return values, valid
+    starts = {name: torch.from_numpy(np.array(robot.starts)) for name, robot in chunks.items()}
+    return values, valid, starts
 
 
 def check_finite(figures: dict[str, float], step: int) -> None:

@@ -50,9 +50,9 @@ def _time_robot(tokenizer: ActionTokenizer, chunks: RobotChunks) -> tuple[float,
     times = []
     for _ in range(REPEATS + 1):
         begin = time.perf_counter()
-        codes = tokenizer.encode(chunks.robot, chunks.values)
+        codes = tokenizer.encode(chunks.robot, chunks.values, chunks.starts)
         middle = time.perf_counter()
-        tokenizer.decode(chunks.robot, codes, horizon)
+        tokenizer.decode(chunks.robot, codes, horizon, chunks.starts)
         times.append((middle - begin, time.perf_counter() - middle))
     encode, decode = np.median(times[1:], axis=0) / len(chunks) * 1e6
     return float(encode), float(decode)

@@ -212,8 +212,8 @@ def overlays(run: TokenizerRun, found: Findings, chunks: Chunks) -> list[dict[st
     for name, robot in chunks.robots.items():
         order = np.lexsort([robot.ranks, -robot.valid.sum(axis=1)])
         shown = robot.take(order[: run.report.overlays])
-        codes = found.tokenizer.encode(name, np.asarray(shown.values))
-        decoded = found.tokenizer.decode(name, codes, run.horizon)
+        codes = found.tokenizer.encode(name, np.asarray(shown.values), shown.starts)
+        decoded = found.tokenizer.decode(name, codes, run.horizon, shown.starts)
         names = found.tokenizer.embodiments[name].action
         for key, given, back, valid, string in zip(shown.keys, shown.values, decoded, shown.valid, codes, strict=True):
             picture = figure_uri(draw_overlay(given, back, valid, names))

@@ -11,7 +11,7 @@ import torch
 
 from flagscale_vla.action.batch import Group, turn
 from flagscale_vla.action.groups import fitting, from_points, to_points
-from flagscale_vla.action.losses import distance, drift, geodesic, pass_straight, pass_turned
+from flagscale_vla.action.losses import cost, distance, drift, geodesic, pass_straight, pass_turned
 from flagscale_vla.action.omnisat import OmniSat
 from flagscale_vla.action.store import load_action_tokenizer
 from flagscale_vla.action.tokenizer import CodesError
@@ -68,7 +68,7 @@ def test_fewer_layers_are_shorter_and_coarser(codec: OmniSat) -> None:
 
 
 def test_greedy_strings_begin_like_longer_ones(codec: OmniSat) -> None:
-    greedy = OmniSat(dataclasses.replace(codec.config, beam=1), codec.coders, codec.units)
+    greedy = OmniSat(dataclasses.replace(codec.config, beam=1, endings=1), codec.coders, codec.units)
     chunks = make_chunks("panda", 5, 2)
     short = greedy.with_layers(2).encode("panda", chunks)
     for string, whole in zip(short, greedy.encode("panda", chunks), strict=True):
@@ -106,7 +106,8 @@ def test_a_finer_rate_has_nearly_the_same_curve(codec: OmniSat) -> None:
 def test_steps_are_read_back_where_they_were(horizon: int, points: int) -> None:
     entry = KindConfig(points=points, degree=0, latent=1, hidden=1, layers=1, codes=2)
     switched = (torch.arange(horizon) >= horizon // 2).to(torch.float32)[None, :, None]
-    back = from_points(to_points(switched, entry, 0.0), entry, horizon)
+    free = torch.tensor([False])
+    back = from_points(to_points(switched, entry, 0.0, free), entry, horizon, free)
     if horizon <= points:
         torch.testing.assert_close(back, switched)
     assert fitting(horizon, points, 0, 0.0).shape == (points, horizon)
@@ -120,6 +121,20 @@ def test_twins_arms_share_their_codes(codec: OmniSat) -> None:
     places = codec.places("twin")
     assert {place for place, _ in places} == set(range(6))
     assert len(codes) == len(places)
+
+
+def test_of_a_few_strings_the_one_that_decodes_best_is_taken(codec: OmniSat) -> None:
+    chunks = make_chunks("panda", 200, 4)
+    wanted = units().normalize("panda", chunks)
+    costs = []
+    for endings in (1, 4, 16):
+        chosen = OmniSat(dataclasses.replace(codec.config, endings=endings, drift=4.0), codec.coders, codec.units)
+        away = units().normalize("panda", chosen.decode("panda", chosen.encode("panda", chunks), HORIZON)) - wanted
+        position, rotation = (away[..., dims] for dims in (slice(3), slice(3, 6)))
+        costs.append(
+            [np.abs(each).mean() + 4 * np.abs(each.cumsum(1)).mean() / HORIZON for each in (position, rotation)]
+        )
+    assert (np.diff(costs, axis=0) < 0).all()
 
 
 def test_a_code_of_another_group_is_refused(codec: OmniSat) -> None:
@@ -159,6 +174,14 @@ def test_drift_is_the_running_sum_of_errors() -> None:
     torch.testing.assert_close(astray, torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.0, 0.1, 0.0]]))
 
 
+def test_cost_is_of_what_is_left_within_the_range() -> None:
+    wanted = torch.zeros(1, 4, 1)
+    decoded = torch.tensor([[0.4, 0.4, 0.4, 0.4], [9.0, -9.0, 0.0, 0.0]])[..., None]
+    costs = cost(decoded, wanted, wanted - 1, wanted + 1, 2.0)
+    torch.testing.assert_close(costs, torch.tensor([0.4 + 2 * 0.25, 0.5 + 2 * 0.0625]))
+    torch.testing.assert_close(cost(decoded, wanted, wanted - 1, wanted + 1, 0.0), torch.tensor([0.4, 0.5]))
+
+
 def test_geodesic_is_the_angle_between_rotations() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(50, 3, generator=generator) for _ in range(2))
@@ -189,7 +212,7 @@ def test_turned_groups_keep_their_ranges() -> None:
     group = Group(
         values=values, weights=ones, chunk_weights=torch.ones(200), low=low.expand_as(values),
         high=high.expand_as(values), radians=ones, shift=0 * ones, keys=keys,
-        plain=keys >= 0,
+        plain=keys >= 0, pinned=keys < 0,
     )  # fmt: skip
     turned = turn(group, 0.5, 0, 0)
     assert (turned.values >= turned.low).all()

@@ -52,6 +52,17 @@ def test_a_wide_beam_finds_the_best_string() -> None:
     torch.testing.assert_close(quantizer.encode(latents, 2, beam=4), strings[best])
 
 
+def test_candidates_are_the_nearest_strings_in_order() -> None:
+    quantizer, latents = make_quantizer(layers=2, codes=4), rows(40)
+    strings = torch.tensor(list(itertools.product(range(4), repeat=2)))
+    order = torch.cdist(latents, quantizer.decode(strings)).argsort(dim=1)
+    torch.testing.assert_close(quantizer.candidates(latents, 2, 4, 16), strings[order])
+    torch.testing.assert_close(quantizer.candidates(latents, 2, 4, 99), strings[order])
+    assert quantizer.candidates(latents, 1, 2, 3).shape == (40, 3, 1)
+    assert quantizer.candidates(latents[:0], 2, 2, 3).shape == (0, 3, 2)
+    torch.testing.assert_close(quantizer.candidates(latents, 2, 2, 4)[:, 0], quantizer.encode(latents, 2, beam=2))
+
+
 def test_more_beam_leaves_less() -> None:
     quantizer, latents = make_quantizer(layers=6), rows(500)
     left = [

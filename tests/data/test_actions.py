@@ -14,8 +14,9 @@ from flagscale_vla.data import actions as actions_module
 from flagscale_vla.data.actions import Chunks, open_chunks
 from flagscale_vla.data.index import build_index
 from flagscale_vla.data.kept import PARTIAL
+from flagscale_vla.data.starts import chunks_with_starts
 from flagscale_vla.data.store import LocalStore
-from flagscale_vla.records import Action, RawSample
+from flagscale_vla.records import Action, RawSample, State
 from flagscale_vla.robots.statistics import hash_rank
 from tests.data.test_index import array_bytes, rewrite, with_json
 from tests.samples import (
@@ -41,23 +42,31 @@ RAWS = [
 HORIZON = 8
 
 
-def test_every_chunk_is_kept_with_its_steps_and_its_key(tmp_path: Path) -> None:
+def test_every_chunk_is_kept_with_its_steps_its_start_and_its_key(tmp_path: Path) -> None:
     write_shards(tmp_path, RAWS, max_bytes=40_000)
     chunks = open_chunks(LocalStore(tmp_path), "train", HORIZON)
     assert list(chunks.robots) == ["panda", "sawyer"]
     assert (len(chunks.robots["panda"]), len(chunks.robots["sawyer"])) == (4, 14)
     assert (chunks.num_samples, chunks.faults, chunks.num_invalid) == (len(RAWS), (), 0)
-    wanted = {
-        f"{raw.key}/{number}": action
-        for raw in RAWS
-        for number, action in enumerate(segment for segment in raw.segments if isinstance(segment, Action))
-    }
+    wanted = {f"{raw.key}/{n}": entry for raw in RAWS for n, entry in enumerate(chunks_with_starts(raw.segments))}
     for robot in chunks.robots.values():
-        for key, values, valid in zip(robot.keys, robot.values, robot.valid, strict=True):
-            action = wanted.pop(key.partition("/")[2])
+        for key, values, valid, start in zip(robot.keys, robot.values, robot.valid, robot.starts, strict=True):
+            action, state = wanted.pop(key.partition("/")[2])
+            np.testing.assert_array_equal(start, state)
             np.testing.assert_array_equal(values, action.values[:HORIZON])
             np.testing.assert_array_equal(valid, action.valid[:HORIZON])
     assert not wanted
+
+
+def test_a_chunk_starts_at_the_last_state_before_it(tmp_path: Path) -> None:
+    (state, action), (later, _) = (
+        [part for part in robot_sample(seed).segments if isinstance(part, State | Action)] for seed in (1, 2)
+    )
+    segments = (action, state, action, later, action)
+    assert next(start for _, start in chunks_with_starts(segments)) is None
+    write_shards(tmp_path, [RawSample(key="talk", segments=segments)])
+    kept = open_chunks(LocalStore(tmp_path), "train", HORIZON).robots["sawyer"].starts
+    np.testing.assert_array_equal(kept, [np.full(4, np.nan), state.values, later.values])
 
 
 def test_statistics_are_the_very_ones_of_pretraining(tmp_path: Path) -> None:
@@ -180,4 +189,4 @@ def test_two_jobs_may_find_the_same_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: open_chunks(LocalStore(tmp_path), "train", HORIZON), range(4)))
     assert {chunks.digest() for chunks in found} == {first.digest()}
-    assert [path.name for path in kept.parent.glob("*.*")] == [kept.name, ".lock"]
+    assert {path.name for path in kept.parent.glob("*.*")} == {kept.name, ".lock"}

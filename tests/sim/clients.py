@@ -54,12 +54,13 @@ class FixedCodec:
 
     def __init__(self, horizon=16, gain=1.0, breaks_on=None):
         self.horizon, self.gain, self.breaks_on = horizon, gain, breaks_on
-        self.seen = []
+        self.seen, self.starts = [], []
 
-    def reconstruct(self, robot, values):
+    def reconstruct(self, robot, values, start=None):
         if robot == self.breaks_on:
             raise ValueError(f"robot={robot!r} was not fitted")
         self.seen.append(values)
+        self.starts.append(start)
         gains = [self.gain] * 3 + [1.0] * (values.shape[1] - 3)
         return (values * np.array(gains)).astype(np.float32)
 

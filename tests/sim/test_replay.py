@@ -55,8 +55,10 @@ def test_the_last_chunk_is_filled_up_as_in_training_and_cut_again():
     assert chunks.shape == (2, 3, 4)
     np.testing.assert_array_equal(chunks[1], actions[[3, 4, 4]])
     codec = FixedCodec(horizon=3, gain=2.0)
-    found = through_codec(codec, "arm", actions)
-    np.testing.assert_array_equal(found, actions * [2, 2, 2, 1])
+    states = iter(np.arange(6, dtype=np.float32).reshape(2, 3))
+    found = list(through_codec(codec, "arm", actions, lambda: next(states)))
+    np.testing.assert_array_equal(np.concatenate(found), actions * [2, 2, 2, 1])
+    np.testing.assert_array_equal(codec.starts, [[0, 1, 2], [3, 4, 5]])
     assert [seen.shape for seen in codec.seen] == [(3, 4)] * 2
 
 

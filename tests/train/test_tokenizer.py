@@ -14,16 +14,19 @@ from megatron.core import parallel_state
 from torch import distributed
 
 from flagscale_vla.action.store import load_action_tokenizer
+from flagscale_vla.action.tokenizer import ChunkError
 from flagscale_vla.config.checkpoints import checkpoint_folder, committed
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.tokenizer_run import TokenizerRun
 from flagscale_vla.data.actions import open_chunks
 from flagscale_vla.data.store import LocalStore
+from flagscale_vla.robots.embodiments import save_embodiments
 from flagscale_vla.train import tokenizer as job
 from flagscale_vla.train.tokenizer_fit import check_finite, draw_rows
 from flagscale_vla.train.tokenizer_fit import save as save_fit
 from flagscale_vla.train.tokenizer_metrics import read_fit_lines
 from flagscale_vla.train.tokenizer_saves import STATE, state_digest
+from tests.action.targets import ARM
 from tests.data.test_index import array_bytes, rewrite, with_json
 from tests.samples import SAWYER, text_sample, write_shards
 from tests.train.fakes import FakeTopology
@@ -209,6 +212,30 @@ def test_bad_chunks_are_counted_told_and_left_out(tmp_path: Path, caplog: pytest
     assert "2 samples quarantined, 2 of them with invalid chunks" in caplog.text
     assert "robot 'unheard' is not in embodiments.json" in (tmp_path / "output/quarantine/train.jsonl").read_text()
     assert "2 samples were quarantined" in (tmp_path / "output/report.html").read_text()
+
+
+def test_chunks_that_begin_at_the_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, output = tmp_path / "shards", tmp_path / "output"
+    write_shards(folder, frames(0, 160, (ARM,)))
+    write_shards(folder, frames(1000, 20, (ARM,)), "heldout")
+    save_embodiments(folder, (ARM,))
+    with caplog.at_level(logging.INFO):
+        job.run(small_fit(output, folder, "codec.pin_start=true"))
+    assert "arm: 160 chunks" in caplog.text
+    assert "begins at the state: joints" in caplog.text
+    assert 0.0 < figures(output)["mae_normalized"] < 1.0
+    tokenizer = load_action_tokenizer(output / "action_tokenizer")
+    chunks = open_chunks(LocalStore(folder), "heldout", 8).robots["arm"]
+    starts = np.clip(chunks.starts, -0.5, 0.5)
+    decoded = tokenizer.decode("arm", tokenizer.encode("arm", chunks.values, starts), 8, starts)
+    np.testing.assert_array_equal(decoded[:, 0, :6], starts[:, 1:])
+    with pytest.raises(ChunkError, match="robot 'arm': its chunks begin at its state"):
+        tokenizer.encode("arm", chunks.values)
+
+
+def test_steps_cannot_begin_at_the_state(tmp_path: Path, shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"codec.pin_start=True: no robot's state has the names .*pin_start=False"):
+        job.run(small_fit(tmp_path, shards, "codec.pin_start=true"))
 
 
 def test_the_chunks_of_a_step_are_a_function_of_seed_and_step() -> None:

@@ -36,11 +36,11 @@ class Shifted(Binning):
         self.error = error
         self.given: list[Floats] = []
 
-    def encode(self, robot: str, values: Floats) -> list[Codes]:
+    def encode(self, robot: str, values: Floats, start: Floats | None = None) -> list[Codes]:
         self.given.append(values)
-        return super().encode(robot, values)
+        return super().encode(robot, values, start)
 
-    def decode(self, robot: str, codes: Sequence[Codes], horizon: int) -> Floats:
+    def decode(self, robot: str, codes: Sequence[Codes], horizon: int, start: Floats | None = None) -> Floats:
         return self.given[-1] + np.float32(self.error)
 
 
@@ -50,6 +50,7 @@ def chunks_of(robot: Embodiment, count: int, valid_steps: int = HORIZON) -> Robo
         robot=robot.name,
         values=generator.uniform(-1, 1, (count, HORIZON, len(robot.action))).astype(np.float32),
         valid=np.tile(np.arange(HORIZON) < valid_steps, (count, 1)),
+        starts=np.zeros((count, len(robot.state)), np.float32),
         keys=tuple(f"train-000000.tar/{robot.name}-{number}/0" for number in range(count)),
     )
 
