@@ -91,7 +91,7 @@ class Dialogues:
             turns = lead_with(turns, len(images), Mark.image) if images else lead_with(turns, len(videos), Mark.video)
         self._check_marks(turns, len(images), len(videos))
         seen = self._look(turns, images, zip(videos, film_rates(content, len(videos)), strict=True))
-        turns = self._rescale(turns, seen)
+        turns = rescale_turns(turns, seen, self.rescaling)
         segments = tuple(self._lay_out(turns, iter(seen)))
         check_trained(segments)
         return segments, meta | {name: content[name] for name in ("id", "question_id") if name in content}
@@ -170,19 +170,6 @@ class Dialogues:
         encoded = tuple(frame.segment.encoded for frame in frames if isinstance(frame.segment, Image))
         return Seen(segment=Video(name=name, frames=encoded, fps=float(rate)), given=given, stored=stored)
 
-    def _rescale(self, turns: Sequence[Turn], seen: Sequence[Seen]) -> list[Turn]:
-        """The turns with their coordinates rewritten."""
-        if not any(has_coordinates(turn.text) for turn in turns):
-            return list(turns)
-        if self.rescaling is None:
-            if any(picture.given != picture.stored for picture in seen):
-                raise RowError("coordinates of a resized picture: coordinates.source must say what they count")
-            return list(turns)
-        given, stored = (1, 1), (1, 1)
-        if self.rescaling.needs_size:
-            given, stored = one_size(seen)
-        return [replace(turn, text=self.rescaling.rewrite(turn.text, given, stored)) for turn in turns]
-
     def _lay_out(self, turns: Sequence[Turn], seen: Iterator[Seen]) -> Iterator[Segment]:
         answers = iter(self.mask(turns))
         for turn in turns:
@@ -205,6 +192,22 @@ def film_rates(content: Mapping[str, Any], count: int) -> list[object]:
     if len(rates) != count:
         raise RowError(f"film without a rate: `video_fps` holds {len(rates)} numbers for {count} films")
     return rates
+
+
+def rescale_turns(turns: Sequence[Turn], seen: Sequence[Seen], rescaling: Rescaling | None) -> list[Turn]:
+    """The turns with their boxes and points rewritten for the pictures that are stored.
+
+    Raises:
+        RowError: nobody said what coordinates count, and a picture was resized; or they lie outside it.
+    """
+    if not any(has_coordinates(turn.text) for turn in turns):
+        return list(turns)
+    if rescaling is None:
+        if any(picture.given != picture.stored for picture in seen):
+            raise RowError("coordinates of a resized picture: coordinates.source must say what they count")
+        return list(turns)
+    given, stored = one_size(seen) if rescaling.needs_size else ((1, 1), (1, 1))
+    return [replace(turn, text=rescaling.rewrite(turn.text, given, stored)) for turn in turns]
 
 
 def one_size(seen: Sequence[Seen]) -> tuple[Size, Size]:

@@ -14,19 +14,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flagscale_vla.data.convert.dialogue import answer_text, check_trained
+from flagscale_vla.data.convert.coordinates import Rescaling
+from flagscale_vla.data.convert.dialogue import Seen, answer_text, check_trained, rescale_turns
 from flagscale_vla.data.convert.eo1_frames import FramePlace, FrameReader, Robot, find_frame
-from flagscale_vla.data.convert.pictures import PictureRule
+from flagscale_vla.data.convert.pictures import PictureRule, fit_sides, read_size
 from flagscale_vla.data.convert.turns import TIGHT, Mark, Role, RowError, Turn, read_turns, split_marks
 from flagscale_vla.records import Image, Segment, Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """One picture that a turn shows."""
+class Exchange:
+    """A question with its answer, and what it shows."""
 
-    place: FramePlace
-    key: str
+    shown: tuple[tuple[FramePlace, str], ...]
+    """frame and camera of each picture"""
+    acting: FramePlace | None
+    """where state and action are taken; None where the answer is no action"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class Interleaved:
     """by `repo_id`; None for one that two datasets have"""
     reader: FrameReader
     pictures: PictureRule
+    rescaling: Rescaling | None
+    """of boxes and points; None leaves texts as they are"""
 
     def read(self, content: Mapping[str, Any]) -> tuple[tuple[Segment, ...], dict[str, object]]:
         """The segments of a row, and what its sample's JSON keeps of it.
@@ -51,53 +56,61 @@ class Interleaved:
         if turns[0].role is Role.system:
             raise RowError("system's turn: interleaved rows have none")
         check_views(turns, views)
-        segments = tuple(self._lay_out(turns, places, views))
+        exchanges = list(share_out(turns, places, views))
+        shown = [picture for exchange in exchanges for picture in exchange.shown]
+        seen = [self._see(number, *picture) for number, picture in enumerate(shown)]
+        turns = rescale_turns(turns, seen, self.rescaling)
+        segments = tuple(self._lay_out(turns, exchanges, iter(seen)))
         check_trained(segments)
         return segments, {"lerobot": content["lerobot"]}
 
-    def _lay_out(
-        self, turns: Sequence[Turn], places: Sequence[FramePlace], views: Sequence[Sequence[str]]
-    ) -> Iterator[Segment]:
-        taken = shown = 0
-        for asked, answered in zip(turns[::2], turns[1::2], strict=True):
-            seen: list[View] = []
-            wanted = split_marks(asked.text, TIGHT).count(Mark.image)
-            while len(seen) < wanted and taken < len(places):
-                seen += [View(place=places[taken], key=key) for key in views[taken]]
-                taken += 1
-            if len(seen) != wanted:
-                raise RowError(f"views do not pair: a turn with {wanted} <image> marks is given {len(seen)} views")
-            acts = check_action(asked, answered)
-            if acts and not taken:
-                raise RowError("action without a frame: no entry of `lerobot` was taken before it")
-            yield from self._ask(asked, seen, places[taken - 1] if acts else None, shown)
-            yield from self._answer(answered, places[taken - 1] if acts else None)
-            shown += wanted
-        if taken < len(places):
-            raise RowError(f"frames left over: {len(places) - taken} entries of `lerobot` have no <image>")
-
-    def _ask(self, turn: Turn, seen: Sequence[View], acting: FramePlace | None, shown: int) -> Iterator[Segment]:
-        views = iter(enumerate(seen, shown))
-        for piece in split_marks(turn.text, TIGHT):
-            if isinstance(piece, str):
-                yield Text(text=piece, supervised=False)
-            elif piece is Mark.image:
-                number, view = next(views)
-                yield self._picture(view, number)
-            elif piece is Mark.state and acting is not None:
-                yield self.reader.state(acting)
-
-    def _answer(self, turn: Turn, acting: FramePlace | None) -> Iterator[Segment]:
-        for piece in split_marks(turn.text, TIGHT):
-            if isinstance(piece, str):
-                yield answer_text(piece, turn.loss is not False)
-            elif acting is not None:
-                yield self.reader.action(acting)
-
-    def _picture(self, view: View, number: int) -> Image:
-        frame = self.reader.picture(view.place, view.key)
+    def _see(self, number: int, place: FramePlace, key: str) -> Seen:
+        frame = self.reader.picture(place, key)
         encoded = self.pictures.recode(frame) if isinstance(frame, bytes) else self.pictures.encode(frame)
-        return Image(name=f"{self.reader.camera(view.place, view.key)}-{number}", encoded=encoded)
+        width, height = read_size(frame) if isinstance(frame, bytes) else (frame.shape[1], frame.shape[0])
+        stored = fit_sides(height, width, self.pictures.longest)
+        image = Image(name=f"{self.reader.camera(place, key)}-{number}", encoded=encoded)
+        return Seen(segment=image, given=(width, height), stored=(stored[1], stored[0]))
+
+    def _lay_out(self, turns: Sequence[Turn], exchanges: Sequence[Exchange], seen: Iterator[Seen]) -> Iterator[Segment]:
+        for asked, answered, exchange in zip(turns[::2], turns[1::2], exchanges, strict=True):
+            for piece in split_marks(asked.text, TIGHT):
+                if isinstance(piece, str):
+                    yield Text(text=piece, supervised=False)
+                elif piece is Mark.image:
+                    yield next(seen).segment
+                elif piece is Mark.state and exchange.acting:
+                    yield self.reader.state(exchange.acting)
+            for piece in split_marks(answered.text, TIGHT):
+                if isinstance(piece, str):
+                    yield answer_text(piece, answered.loss is not False)
+                elif exchange.acting:
+                    yield self.reader.action(exchange.acting)
+
+
+def share_out(
+    turns: Sequence[Turn], places: Sequence[FramePlace], views: Sequence[Sequence[str]]
+) -> Iterator[Exchange]:
+    """The frames that each question takes.
+
+    Raises:
+        RowError: marks and frames do not pair.
+    """
+    taken = 0
+    for asked, answered in zip(turns[::2], turns[1::2], strict=True):
+        shown: list[tuple[FramePlace, str]] = []
+        wanted = split_marks(asked.text, TIGHT).count(Mark.image)
+        while len(shown) < wanted and taken < len(places):
+            shown += [(places[taken], key) for key in views[taken]]
+            taken += 1
+        if len(shown) != wanted:
+            raise RowError(f"views do not pair: a turn with {wanted} <image> marks is given {len(shown)} views")
+        acts = check_action(asked, answered)
+        if acts and not taken:
+            raise RowError("action without a frame: no entry of `lerobot` was taken before it")
+        yield Exchange(shown=tuple(shown), acting=places[taken - 1] if acts else None)
+    if taken < len(places):
+        raise RowError(f"frames left over: {len(places) - taken} entries of `lerobot` have no <image>")
 
 
 def find_places(robots: Mapping[str, Robot | None], content: Mapping[str, Any]) -> list[FramePlace]:

@@ -78,20 +78,32 @@ class Eo1RowsConverter:
         return [*held, *names, f"{self.dataset.name}/{self.dataset.path.name}:{row.place.number}"][0]
 
     def samples(self, unit: Unit) -> Iterator[Converted | Refusal | Skipped]:
-        """One sample or refusal per row."""
+        """One sample or refusal per row, those about one episode after one another: its files are then open."""
         run, rule = self.run, PictureRule.of(self.run)
-        interleaved = Interleaved(robots=self.robots, reader=FrameReader(run.horizon), pictures=rule)
+        rescaling = rescaling_of(run.coordinates)
+        reader = FrameReader(run.horizon)
+        interleaved = Interleaved(robots=self.robots, reader=reader, pictures=rule, rescaling=rescaling)
         dialogues = Dialogues(
             base=self.dataset.vision,
             pictures=rule,
             film=run.film,
-            rescaling=rescaling_of(run.coordinates),
+            rescaling=rescaling,
             system=run.system,
             marks=TIGHT,
             mask=train_on_all,
         )
-        for _, key, entry in read_unit(unit, [str(self.dataset.path)], self.dataset.name):
+        rows = read_unit(unit, [str(self.dataset.path)], self.dataset.name)
+        for _, key, entry in sorted(rows, key=lambda row: (self._first_frame(row[2]), row[2].number)):
             yield self._convert(entry, key, interleaved, dialogues)
+
+    def _first_frame(self, entry: Entry) -> tuple[str, int, int]:
+        """What a row shows first; plain rows come before all others."""
+        frames = frames_of(entry)
+        try:
+            place = find_frame(self.robots, frames[0]) if frames else None
+        except RowError:
+            place = None
+        return (place.robot.name, place.episode, place.frame) if place else ("", 0, 0)
 
     def _convert(
         self, entry: Entry, key: str, interleaved: Interleaved, dialogues: Dialogues
@@ -123,10 +135,14 @@ def scan(path: Path, state: tuple[int, ...], most: int) -> tuple[Scanned, ...]:
 
 def scan_row(place: RowPlace, entry: Entry, most: int) -> Scanned:
     """What the plan needs to know of a row."""
-    content = entry.content or {}
-    listed = content.get("lerobot")
-    frames = tuple(text for text in listed if isinstance(text, str)) if isinstance(listed, list) else ()
-    return Scanned(place=place, fits=entry.content is not None and is_short(content, most), frames=frames)
+    fits = entry.content is not None and is_short(entry.content, most)
+    return Scanned(place=place, fits=fits, frames=frames_of(entry))
+
+
+def frames_of(entry: Entry) -> tuple[str, ...]:
+    """What a row lists as `lerobot`, as far as it is text."""
+    listed = (entry.content or {}).get("lerobot")
+    return tuple(text for text in listed if isinstance(text, str)) if isinstance(listed, list) else ()
 
 
 def is_short(content: Mapping[str, object], most: int) -> bool:

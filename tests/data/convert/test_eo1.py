@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from flagscale_vla.config.convert_conversations import Coordinates, CoordinatesConfig
 from flagscale_vla.config.convert_eo1 import ConvertEo1Run
 from flagscale_vla.data.convert import eo1
 from flagscale_vla.records import Action, Image, State, Text
@@ -81,6 +82,11 @@ def convert_rows(base: Path, output: Path, rows: list[Any], demo: dict[str, Any]
     return stored_samples(convert(base, output, mixture) / "some")
 
 
+def by_row(folder: Path) -> dict[int, Stored]:
+    """Samples by their line: they lie in the order of the episodes that they show."""
+    return {int(meta["row"].partition(":")[2]): (sample, meta) for sample, meta in stored_samples(folder)}
+
+
 @pytest.fixture(scope="module")
 def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mixture of all kinds, converted."""
@@ -92,7 +98,7 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_interleaved_row_is_one_sample(whole: Path) -> None:
-    sample, meta = stored_samples(whole / "interleaved")[0]
+    sample, meta = by_row(whole / "interleaved")[1]
     assert spell(sample) == [
         "<front-0>", "u:What is next?", "a:press",
         "<front-1>", "<wrist-2>", "state", "u:press", "action",
@@ -111,11 +117,11 @@ def test_an_interleaved_row_is_one_sample(whole: Path) -> None:
 
 
 def test_a_chunk_ends_with_its_episode_and_text_may_lead_it(whole: Path) -> None:
-    samples = stored_samples(whole / "interleaved")
-    (action,) = [segment for segment in samples[1][0].segments if isinstance(segment, Action)]
+    samples = by_row(whole / "interleaved")
+    (action,) = [segment for segment in samples[2][0].segments if isinstance(segment, Action)]
     assert action.valid.tolist() == [True] * 3 + [False] * 3
     assert action.values[-1] == pytest.approx(action_of(2, LENGTHS[2] - 1))
-    assert spell(samples[3][0]) == [
+    assert spell(samples[4][0]) == [
         "<front-0>",
         "u: look",
         "state",
@@ -188,7 +194,20 @@ def test_a_frames_number_counts_the_episodes_that_are_loaded(base: Path, tmp_pat
     shown = [
         decode(segment.encoded) for sample, _ in samples for segment in sample.segments if isinstance(segment, Image)
     ]
-    assert shown == [(2, 3, 0), (0, 1, 0)]
+    assert shown == [(0, 1, 0), (2, 3, 0)]
+
+
+def test_points_follow_the_picture_that_is_stored(base: Path, tmp_path: Path) -> None:
+    points = '<points x1="96" y1="32" x2="0" y2="64" alt="path">path</points>'
+    row = acting(3, "<image>where?", points)
+    write_rows(base / "some.jsonl", [row])
+    mixture = {"mm_datasets": [{"json_path": "some.jsonl"}], "lerobot_datasets": [DEMO]}
+    output = convert(base, tmp_path / "unknown", mixture, image_pixels=48)
+    assert next(iter(refusals(output / "some").values())).startswith("coordinates of a resized picture")
+    ways = CoordinatesConfig(source=Coordinates.absolute, target=Coordinates.absolute)
+    output = convert(base, tmp_path / "known", mixture, image_pixels=48, coordinates=ways)
+    ((sample, _),) = stored_samples(output / "some")
+    assert spell(sample)[-1] == 'a:<points x1="48" y1="16" x2="0" y2="32" alt="path">path</points>'
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
