@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from flagscale_vla.config.convert import ConvertRun
 from flagscale_vla.config.convert_eo1 import ConvertEo1Run
 from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
+from flagscale_vla.config.mixture import Weigh
 from flagscale_vla.data.convert.eo1_frames import Robot
 from flagscale_vla.data.convert.eo1_mixture import Eo1Mixture, RobotDataset, RowsDataset, load_mixture
 from flagscale_vla.data.convert.eo1_rows import Eo1RowsConverter
@@ -26,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 MIXTURE = "mixture/eo1.yaml"
 HEADER = """\
-# @package data.mixture
-# {count} datasets of {source}. Weights are of samples (data.weigh: samples): in a pass EO-1 takes every row once,
-# and of a robot's frames as many as all of them times its weight. Used so, with the settings of a training run:
-#   python run.py --config-dir {folder} +mixture=eo1 ...
+# @package data
+# {count} datasets of {source}. A weight is what EO-1 takes in a pass: every row once, and of a robot's frames as many
+# as all of them times its weight. Used so, with any training config:
+#   python run.py --config-name train_3b_action --config-dir {folder} +mixture=eo1 ...
 """
 
 
@@ -161,10 +162,11 @@ def read_part(folder: Path, name: str, path: Path, weights: Mapping[str, float])
 
 
 def write_mixture(run: ConvertEo1Run, parts: Sequence[Part]) -> None:
-    """Write what `data.mixture` is to be."""
+    """Write what `data.mixture` is to be, as a part of a training run's settings."""
     folder = Path(run.output)
     used = [part for part in parts if part.weight]
-    content = {part.name: {"shards": str(folder / part.name), "weight": float(part.weight)} for part in used}
+    sources = {part.name: {"shards": str(folder / part.name), "weight": float(part.weight)} for part in used}
+    content = {"shards": "", "weigh": Weigh.samples.value, "mixture": sources}
     path = folder / MIXTURE
     path.parent.mkdir(exist_ok=True)
     header = HEADER.format(count=len(used), source=run.mixture, folder=folder)

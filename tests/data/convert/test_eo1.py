@@ -13,13 +13,14 @@ from omegaconf import OmegaConf
 
 from flagscale_vla.config.convert_conversations import Coordinates, CoordinatesConfig
 from flagscale_vla.config.convert_eo1 import ConvertEo1Run
+from flagscale_vla.config.mixture import SourceConfig, Weigh
 from flagscale_vla.data.convert import eo1
 from flagscale_vla.records import Action, Image, State, Text
 from flagscale_vla.robots.embodiments import load_embodiments
 from tests.data.convert.reading import Stored, refusals, spell, stored_samples, turns, write_rows
 from tests.data.lerobot.written import LENGTHS, TASKS, action_of, decode, state_of, write_v2, write_v3
 from tests.samples import encode_picture, picture
-from tests.settings import load
+from tests.settings import load, load_training
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 FIRST, SECOND = LENGTHS[0], LENGTHS[0] + LENGTHS[1]
@@ -134,10 +135,12 @@ def test_a_chunk_ends_with_its_episode_and_text_may_lead_it(whole: Path) -> None
 
 
 def test_weights_are_eo1s_counts(whole: Path) -> None:
-    mixture = OmegaConf.to_container(OmegaConf.load(whole / "mixture/eo1.yaml"))
+    training = load_training("train_tiny_action", f"hydra.searchpath=[file://{whole}]", "+mixture=eo1")
     frames = sum(LENGTHS)
     expected = {"demo": int(frames * 0.5), "org-other": LENGTHS[1], "interleaved": len(GOOD), "plain": 2}
-    assert mixture == {name: {"shards": str(whole / name), "weight": float(n)} for name, n in expected.items()}
+    sources = {name: SourceConfig(shards=str(whole / name), weight=float(n)) for name, n in expected.items()}
+    assert training.data.mixture == sources
+    assert (training.data.shards, training.data.weigh) == ("", Weigh.samples)
     summary = json.loads((whole / "summary.json").read_text())
     assert [row["weight"] for row in summary["datasets"]] == list(expected.values())
     assert summary["samples"] == frames + LENGTHS[1] + len(GOOD) + 2
