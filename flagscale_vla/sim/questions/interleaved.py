@@ -1,4 +1,4 @@
-"""Text before and after actions in one sequence, as EO-1's interleaved samples have it (EO-1 report, section 4).
+"""Text before and after actions in one sequence, as EO-1's interleaved samples have it.
 
     picture      "To open the door, what comes next?"            -> "move to the door handle"
     all cameras, state, "move to the door handle"                -> actions
