@@ -267,6 +267,39 @@ seed=-1
 """
 
 NO_WINDOWS = "model.vision.window_pixels=0 model.vision.full_attention_layers=[]"
+
+BAD_AGILEX = """
+output=''
+processes=0
+samples_per_shard=0
+heldout_share=2
+max_refused_share=-1
+image_pixels=-1
+jpeg_quality=0
+annotations=[]
+source=''
+robot=''
+fps=0
+horizon=0
+tail=30
+tail=-1
+frame_interval=0
+action_interval=0
+action_interval=4
+static_tolerance=-1
+gripper_scale=0
+gripper_offset=[0.1]
+tokenizer=x
+tokenizer='' jsonl=true
+"""
+
+BAD_STATISTICS = """
+output=''
+data.shards=''
+processes=0
+data.cache.folder=''
+data.cache.max_bytes=0
+"""
 CASES = [
     (name, line.replace("NO_WINDOWS", NO_WINDOWS))
     for name, lines in (
@@ -275,6 +308,8 @@ CASES = [
         ("eval_demo", BAD_EVALUATION),
         ("tokenizer_omnisat", BAD_TOKENIZER),
         ("replay_demo", BAD_REPLAY),
+        ("convert_agilex", BAD_AGILEX),
+        ("statistics", BAD_STATISTICS),
     )
     for line in lines.strip().splitlines()
 ]
