@@ -26,6 +26,7 @@ from flagscale_vla.data.tar import BrokenTarError, group_members, walk_tar
 from flagscale_vla.data.tokenizer import fit_tokenizer, load_tokenizer, read_tokenizer
 from flagscale_vla.records import Action, RawSample, State, Text
 from flagscale_vla.robots.embodiments import FILE_NAME, Embodiment, read_embodiments
+from flagscale_vla.robots.statistics import find_constants
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ def open_train_data(
         index = source.index
         logger.info("%s: %d samples, %d tokens", index.store.url, len(index), index.lengths.sum())
     statistics = join(source.index.gatherers for source in sources)
+    for robot, kind, names in find_constants(statistics, recipe.embodiments):
+        logger.warning("robot %s: its %s hardly changes in %s, which is not scaled", robot, kind, ", ".join(names))
     if recipe.tokenizers.actions is not None:
         check_ranges(recipe.tokenizers.actions, statistics)
     return recipe.with_statistics(statistics), sources

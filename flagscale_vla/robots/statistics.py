@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagscale_vla.config.data import Normalization
+from flagscale_vla.robots.embodiments import Embodiment
 from flagscale_vla.robots.sketch import Sketch
 from flagscale_vla.robots.sums import ExactSums
 
@@ -126,6 +127,17 @@ def constant_dims(statistics: Statistics, names: Sequence[str]) -> tuple[str, ..
     low, high = np.asarray(statistics.min), np.asarray(statistics.max)
     constant = np.asarray(statistics.std) <= smallest_spread(low, high)
     return tuple(name for name, still in zip(names, constant, strict=True) if still)
+
+
+def find_constants(
+    statistics: Mapping[str, RobotStatistics], robots: Mapping[str, Embodiment]
+) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(robot, `state` or `action`, names) wherever dims hardly change at all."""
+    for name, entry in statistics.items():
+        parts = (("state", entry.state, robots[name].state), ("action", entry.action, robots[name].action))
+        for kind, part, dims in parts:
+            if part.count and (names := constant_dims(part, dims)):
+                yield name, kind, names
 
 
 class Gatherer:

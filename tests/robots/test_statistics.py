@@ -14,11 +14,13 @@ from flagscale_vla.robots.statistics import (
     RobotStatistics,
     Statistics,
     constant_dims,
+    find_constants,
     make_scaler,
     no_statistics,
     statistics_from_json,
     statistics_to_json,
 )
+from tests.samples import SAWYER
 
 ROWS = np.random.default_rng(0).gamma(2.0, [1.0, 10.0, 1e-3], (5000, 3)).astype(np.float32)
 
@@ -132,4 +134,7 @@ def test_dims_that_hardly_change_are_named() -> None:
     rows[:, 2] = 3 + 1e-6 * rows[:, 2]
     gatherer = Gatherer(4)
     gatherer.add(rows)
-    assert constant_dims(gatherer.finish(), ("x", "y", "z", "gripper")) == ("y", "z")
+    part = gatherer.finish()
+    assert constant_dims(part, ("x", "y", "z", "gripper")) == ("y", "z")
+    entry = {"sawyer": RobotStatistics(state=no_statistics(), action=part)}
+    assert list(find_constants(entry, {"sawyer": SAWYER})) == [("sawyer", "action", SAWYER.action[1:3])]
