@@ -11,7 +11,7 @@ from flagscale_vla.train.tokenizer_codes import books_of
 from flagscale_vla.train.tokenizer_data import FitData
 from flagscale_vla.train.tokenizer_errors import measure
 from flagscale_vla.train.tokenizer_latency import measure_latency
-from flagscale_vla.train.tokenizer_peers import Curve, Peers, point
+from flagscale_vla.train.tokenizer_peers import Curve, Peers, make_curve
 from flagscale_vla.train.tokenizer_report import Findings
 
 logger = logging.getLogger(__name__)
@@ -41,5 +41,5 @@ def own_curve(run: TokenizerRun, data: FitData, tokenizer: ActionTokenizer, peer
         return peers.curve(run.kind)
     most = max(tokenizer.layers(kind) for kind in tokenizer.kinds)
     errors = {count: measure(tokenizer.with_layers(count), data.heldout) for count in range(1, most + 1)}
-    points = tuple(point(f"{count} layer{'s' if count > 1 else ''}", found) for count, found in errors.items())
-    return Curve(name=tokenizer.kind, points=points)
+    settings = {f"{count} layer{'s' if count > 1 else ''}": found for count, found in errors.items()}
+    return make_curve(tokenizer.kind, settings)

@@ -38,6 +38,19 @@ class Curve:
 
     name: str
     points: tuple[Point, ...]
+    by_robot: Mapping[str, tuple[Point, ...]]
+    """the same settings, on the chunks of each robot alone"""
+
+    def error_at(self, robot: str, tokens: float) -> float | None:
+        """A robot's error at `tokens` a chunk of its own; None where no two settings lie around that.
+
+        Between settings the logarithm of the error is taken as straight over the tokens.
+        """
+        points = sorted(self.by_robot[robot], key=lambda point: point.tokens)
+        rates = [point.tokens for point in points]
+        if not rates[0] <= tokens <= rates[-1]:
+            return None
+        return float(np.exp(np.interp(tokens, rates, np.log([point.mae for point in points]))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +73,19 @@ class Peer:
 def point(label: str, errors: Errors | RobotErrors) -> Point:
     """Where a setting stands in the plane of rate and distortion."""
     return Point(label=label, tokens=errors.tokens_per_chunk, mae=errors.mae)
+
+
+def make_curve(name: str, settings: Mapping[str, Errors]) -> Curve:
+    """Of the errors of each setting, by its label."""
+    robots = {robot for errors in settings.values() for robot in errors.robots}
+    return Curve(
+        name=name,
+        points=tuple(point(label, errors) for label, errors in settings.items()),
+        by_robot={
+            robot: tuple(point(label, errors.robots[robot]) for label, errors in settings.items())
+            for robot in sorted(robots)
+        },
+    )
 
 
 def mix(share: float, less: float, more: float) -> float:
@@ -122,12 +148,12 @@ class Peers:
         """The settings of a kind that the run asks for."""
         match kind:
             case TokenizerKind.fast:
-                return self._fast_curve(())
+                return self._fast_curve({})
             case TokenizerKind.beast:
                 return self._beast_curve("BEAST", self.run.beast.degree, {})
             case _:
                 errors = measure(self.binning(), self.data.heldout)
-                return Curve(name=kind.value, points=(point("each value", errors),))
+                return make_curve(kind.value, {"each value": errors})
 
     def fast(self, scale: float) -> ActionTokenizer:
         """FAST at a scale."""
@@ -141,7 +167,7 @@ class Peers:
         fitted = fast_at_rate(self._fast_chunks, measured, self._units, wanted=tokens, vocab_size=vocab)
         errors = measure(fitted, self.data.heldout)
         label = f"scale {fitted.settings.scale:.3g}"
-        curve = self._fast_curve((point(label, errors),))
+        curve = self._fast_curve({label: errors})
         return Peer(
             name="FAST",
             setting=f"{label}, {vocab} codes",
@@ -153,10 +179,11 @@ class Peers:
             curve=curve,
         )
 
-    def _fast_curve(self, found: tuple[Point, ...]) -> Curve:
+    def _fast_curve(self, found: Mapping[str, Errors]) -> Curve:
         scales = self.run.curves.fast_scales
-        points = (point(f"scale {scale:g}", measure(self.fast(scale), self.data.heldout)) for scale in scales)
-        return Curve(name="FAST", points=(*found, *points))
+        return make_curve(
+            "FAST", {**found, **{f"scale {scale:g}": measure(self.fast(scale), self.data.heldout) for scale in scales}}
+        )
 
     def beast(self, points: int, degree: int) -> ActionTokenizer:
         """BEAST with so many control points of each dim, and the highest degrees that these allow."""
@@ -215,7 +242,7 @@ class Peers:
     def _beast_curve(self, name: str, most_degree: int, found: Mapping[int, Errors]) -> Curve:
         wanted = [count for count in self.run.curves.beast_points if count not in found]
         points = {**found, **{count: self._best_beast(count, most_degree)[2] for count in wanted}}
-        return Curve(name=name, points=tuple(point(f"{count} points", points[count]) for count in sorted(points)))
+        return make_curve(name, {f"{count} points": points[count] for count in sorted(points)})
 
     def binning(self) -> ActionTokenizer:
         """A bin for each value."""

@@ -92,8 +92,14 @@ def _robot_figures(name: str, robot: RobotErrors, peers: Sequence[Peer]) -> dict
         "mae_normalized": robot.mae,
         **{f"mae_{peer.name.lower()}_same_tokens": peer.by_robot[name].mae for peer in peers},
         **{f"tokens_{peer.name.lower()}_same_tokens": peer.by_robot[name].tokens for peer in peers},
+        **{f"mae_{peer.name.lower()}_own_tokens": own_rate(peer, name, robot) for peer in peers},
         **robot.real,
     }
+
+
+def own_rate(peer: Peer, name: str, robot: RobotErrors) -> float | None:
+    """A peer's error on a robot at as many tokens as this robot's strings have; None where its curve does not say."""
+    return peer.curve.error_at(name, robot.tokens_per_chunk)
 
 
 def conclude(run: TokenizerRun, data: FitData, found: Findings, seconds: float) -> None:
@@ -200,6 +206,7 @@ def robot_rows(errors: Errors, peers: Sequence[Peer]) -> list[dict[str, object]]
             "tokens": robot.tokens_per_chunk,
             "mae": robot.mae,
             "peers": {peer.name: peer.by_robot[name] for peer in peers},
+            "own": {peer.name: own_rate(peer, name, robot) for peer in peers},
             "real": in_words(robot),
         }
         for name, robot in errors.robots.items()

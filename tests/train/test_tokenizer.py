@@ -25,6 +25,7 @@ from flagscale_vla.train import tokenizer as job
 from flagscale_vla.train.tokenizer_fit import check_finite, draw_rows
 from flagscale_vla.train.tokenizer_fit import save as save_fit
 from flagscale_vla.train.tokenizer_metrics import read_fit_lines
+from flagscale_vla.train.tokenizer_peers import Curve, Point
 from flagscale_vla.train.tokenizer_saves import STATE, state_digest
 from tests.action.targets import ARM
 from tests.data.test_index import array_bytes, rewrite, with_json
@@ -62,6 +63,7 @@ def test_it_leaves_a_tokenizer_figures_lines_and_a_page(fitted: Path, shards: Pa
     assert summary["encode_decode_us"] > 0.0
     assert set(summary["per_robot"]) == {"sawyer", "panda"}
     assert {"rotation_units", "mae_fast_same_tokens", "tokens_per_chunk"} <= summary["per_robot"]["panda"].keys()
+    assert "mae_beast_own_tokens" in summary["per_robot"]["panda"]
     assert [line.step for line in read_fit_lines(fitted / "metrics.jsonl")] == [2, 4, 6, 8, 10, 12]
     page = (fitted / "report.html").read_text()
     assert page.count("<img") == 6
@@ -236,6 +238,14 @@ def test_chunks_that_begin_at_the_state(tmp_path: Path, caplog: pytest.LogCaptur
 def test_steps_cannot_begin_at_the_state(tmp_path: Path, shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"codec.pin_start=True: no robot's state has the names .*pin_start=False"):
         job.run(small_fit(tmp_path, shards, "codec.pin_start=true"))
+
+
+def test_an_error_between_two_settings_is_read_off_their_curve() -> None:
+    points = tuple(Point(label="", tokens=tokens, mae=mae) for tokens, mae in ((20.0, 0.01), (10.0, 0.04)))
+    curve = Curve(name="FAST", points=points, by_robot={"panda": points})
+    assert curve.error_at("panda", 15.0) == pytest.approx(0.02)
+    assert curve.error_at("panda", 10.0) == pytest.approx(0.04)
+    assert curve.error_at("panda", 9.0) is None
 
 
 def test_the_chunks_of_a_step_are_a_function_of_seed_and_step() -> None:
