@@ -81,7 +81,12 @@ def to_shards(root: Path, folder: Path) -> None:
 
 def to_dataset(shards: Path, folder: Path, pictures: str) -> None:
     """Our `export_lerobot`."""
-    common = (f"shards={shards}", f"output={folder}", f"cache.folder={folder.parent / 'cache'}", "processes=1")
+    common = (
+        f"data.shards={shards}",
+        f"output={folder}",
+        f"data.cache.folder={folder.parent / 'cache'}",
+        "processes=1",
+    )
     run = settings("export_lerobot", *common, f"pictures={pictures}", "frames_per_file=30")
     assert isinstance(run, ExportLeRobotRun)
     export.run(run)

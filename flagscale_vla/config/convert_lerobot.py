@@ -58,9 +58,9 @@ class ConvertLeRobotRun(ConvertRun):
             check_positive(name, self.__getattribute__(name))
         check_share("subtask_share", self.subtask_share)
         for name in ("camera_keys", "state_keys", "action_keys", "episodes", "effector_indices"):
-            values = self.__getattribute__(name)
+            values = [str(value) for value in self.__getattribute__(name)]
             unique = list(dict.fromkeys(values))
-            check(len(unique) == len(values), name, values, "names one twice", unique)
+            check(unique == values, name, f"[{','.join(values)}]", "names one twice", f"[{','.join(unique)}]")
         ok = self.delta_actions or not self.effector_indices
         rule = "only says which dims delta_actions=true leaves alone"
         check(ok, "effector_indices", self.effector_indices, rule, [])

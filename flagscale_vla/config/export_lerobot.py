@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from flagscale_vla.config.checks import check, check_positive, check_share
-from flagscale_vla.config.data import CacheConfig
+from flagscale_vla.config.statistics import StatisticsSource
 
 
 class PictureColumn(Enum):
@@ -47,9 +47,8 @@ class ExportLeRobotRun:
     """Writing the episodes of one robot as a LeRobot dataset of version 3.0."""
 
     output: str
-    shards: str
-    """folder of `train-*.tar` and `heldout-*.tar`"""
-    cache: CacheConfig
+    data: StatisticsSource
+    """the shards"""
     splits: list[str]
     """whose episodes; they follow each other in this order, and `info.json` says which are which"""
     robot: str
@@ -64,10 +63,10 @@ class ExportLeRobotRun:
 
     def __post_init__(self) -> None:
         check(bool(self.output), "output", self.output or "''", "must name a folder", "runs/export_lerobot")
-        check(bool(self.shards), "shards", self.shards or "''", "must name a folder of tar shards", "runs/demo")
         known = [split for split in dict.fromkeys(self.splits) if split in ("train", "heldout")]
         rule = "must hold train, heldout or both"
-        check(bool(known) and known == list(self.splits), "splits", self.splits, rule, known or ["train"])
+        ok = bool(known) and known == list(self.splits)
+        check(ok, "splits", f"[{','.join(self.splits)}]", rule, f"[{','.join(known or ['train'])}]")
         for name in ("frames_per_file", "processes"):
             check_positive(name, self.__getattribute__(name))
         check_share("max_refused_share", self.max_refused_share)

@@ -293,6 +293,38 @@ tokenizer=x
 tokenizer='' jsonl=true
 """
 
+BAD_CONVERT_LEROBOT = """
+output=''
+source=''
+processes=0
+samples_per_shard=0
+heldout_share=2
+max_refused_share=-0.5
+image_pixels=-1
+jpeg_quality=101
+stride=0
+horizon=0
+subtask_share=1.5
+episodes=[1,1]
+camera_keys=[a,b,a]
+effector_indices=[3]
+"""
+
+BAD_EXPORT_LEROBOT = """
+output=''
+data.shards=''
+data.cache.folder=''
+splits=[]
+splits=[train,test]
+splits=[train,train]
+video.crf=52
+video.crf=64 video.codec=av1
+video.gop=0
+frames_per_file=0
+max_refused_share=2
+processes=0
+"""
+
 BAD_STATISTICS = """
 output=''
 data.shards=''
@@ -309,6 +341,8 @@ CASES = [
         ("tokenizer_omnisat", BAD_TOKENIZER),
         ("replay_demo", BAD_REPLAY),
         ("convert_agilex", BAD_AGILEX),
+        ("convert_lerobot", BAD_CONVERT_LEROBOT),
+        ("export_lerobot", BAD_EXPORT_LEROBOT),
         ("statistics", BAD_STATISTICS),
     )
     for line in lines.strip().splitlines()

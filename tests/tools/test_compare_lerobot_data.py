@@ -24,7 +24,7 @@ def test_pictures_tell_which_they_are(tool) -> None:
     pictures = np.stack([[theirs.picture(episode, 5, camera) for camera in (0, 1)] for episode in (0, 2)])
     assert ours.codes(pictures).tolist() == [[5, 4101], [517, 4613]]
     swapped = ours.compare_truth("x", pictures[::-1], {"pictures": pictures}, 0.0)
-    assert [line.difference for line in swapped][0] == 4
+    assert swapped[0].difference == 4
 
 
 def test_gaps_are_told(tool) -> None:
@@ -37,5 +37,5 @@ def test_gaps_are_told(tool) -> None:
 def test_a_python_without_lerobot_is_named(tool, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tool("compare_lerobot_data")
     monkeypatch.setattr(sys, "argv", ["compare", "--python", sys.executable, "--first", "no_such_module"])
-    with pytest.raises(SystemExit, match="LeRobot cannot write a dataset with .*no_such_module"):
+    with pytest.raises(SystemExit, match=r"LeRobot cannot write a dataset with .*no_such_module"):
         module.main()

@@ -53,13 +53,15 @@ def run(run: ExportLeRobotRun) -> None:
     begin = time.perf_counter()
     folder = Path(run.output)
     keep_settings(run, folder, free=("processes", "max_refused_share"))
-    store = open_store(run.shards, run.cache)
+    store = open_store(run.data.shards, run.data.cache)
     robot, survey = survey_robot(store, run)
     whole, broken = group_episodes(survey.entries, run.splits)
     refused = [*survey.refused, *broken]
     Tally(run.max_refused_share).count(sum(map(len, whole)), refused)
     if not whole:
-        raise ValueError(f"shards={run.shards} hold no whole episode of robot {robot.name!r}: {dict(survey.skipped)}")
+        raise ValueError(
+            f"data.shards={run.data.shards} hold no whole episode of robot {robot.name!r}: {dict(survey.skipped)}"
+        )
     tasks, episodes = number_episodes(whole)
     layout = Layout(root=folder, robot=robot, shape=whole[0][0].shape, pictures=run.pictures, video=run.video)
     check_layout(layout)
@@ -90,7 +92,7 @@ def survey_robot(store: Store, run: ExportLeRobotRun) -> tuple[Embodiment, Surve
     """
     shards = [(split, name) for split in run.splits for name in store.list_shards(split)]
     if not shards:
-        raise ValueError(f"shards={run.shards} holds no shards of {' or '.join(run.splits)}")
+        raise ValueError(f"data.shards={run.data.shards} holds no shards of {' or '.join(run.splits)}")
     found = Survey()
     work = partial(survey_shard, store)
     for part in tqdm(map_jobs(work, shards, min(run.processes, len(shards))), total=len(shards), desc="survey"):
@@ -128,7 +130,8 @@ def choose_robot(run: ExportLeRobotRun, frames: Counter[str], robots: dict[str, 
     name = run.robot or (next(iter(frames)) if len(frames) == 1 else "")
     if name not in robots or name not in frames:
         raise ValueError(
-            f"robot={run.robot or repr('')}: a LeRobot dataset is one robot's; shards={run.shards} hold frames of: "
+            f"robot={run.robot or repr('')}: a LeRobot dataset is one robot's; "
+            f"data.shards={run.data.shards} hold frames of: "
             f"{', '.join(f'{robot} ({count})' for robot, count in sorted(frames.items())) or 'none'}"
         )
     return robots[name]

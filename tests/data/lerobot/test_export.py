@@ -27,7 +27,13 @@ from tests.settings import load
 def export_shards(shards: Path, folder: Path, *overrides: str) -> LeRobotDataset:
     """Run the job with `conf/export_lerobot.yaml`; the dataset that it wrote."""
     cache = folder.parent / "cache"
-    common = (f"shards={shards}", f"output={folder}", f"cache.folder={cache}", "processes=1", "frames_per_file=20")
+    common = (
+        f"data.shards={shards}",
+        f"output={folder}",
+        f"data.cache.folder={cache}",
+        "processes=1",
+        "frames_per_file=20",
+    )
     settings = load("export_lerobot", *common, *overrides)
     assert isinstance(settings, ExportLeRobotRun)
     export.run(settings)
