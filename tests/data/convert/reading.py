@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from omegaconf import OmegaConf
+
+from flagscale_vla.config.schema import settings_of
 from flagscale_vla.data.read import parse_meta, parse_sample
 from flagscale_vla.data.shards import list_shards
 from flagscale_vla.data.tar import group_members, walk_tar
 from flagscale_vla.records import Image, RawSample, Text, Video
+from tests.settings import composed
 
+Run = TypeVar("Run")
 Stored = tuple[RawSample, dict[str, Any]]
 """A sample and what its JSON keeps besides."""
+
+
+def settings(kind: type[Run], name: str, *changes: str) -> Run:
+    """The checked settings of a config with changes, which is not composed anew for each of them."""
+    run = settings_of(OmegaConf.merge(composed(name), OmegaConf.from_dotlist(list(changes))))  # type: ignore[arg-type]
+    assert isinstance(run, kind)
+    return run
 
 
 def stored_samples(folder: Path, split: str = "train") -> list[Stored]:

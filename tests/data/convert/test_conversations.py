@@ -18,9 +18,8 @@ from flagscale_vla.data.convert.conversations import run
 from flagscale_vla.data.convert.films import choose_frames
 from flagscale_vla.data.shards import list_shards
 from flagscale_vla.records import Image, Video
-from tests.data.convert.reading import refusals, spell, stored_samples, texts_of, turns, write_rows
+from tests.data.convert.reading import refusals, settings, spell, stored_samples, texts_of, turns, write_rows
 from tests.samples import encode_picture, picture
-from tests.settings import load
 
 BOX = '```json\n[\n    {"bbox_2d": [8, 6, 32, 24], "label": "cup"}\n]\n```'
 FRAMES, RATE = 90, 15
@@ -52,17 +51,8 @@ def write_film(path: Path) -> None:
 
 def convert(base: Path, output: Path, rows: list[object], *changes: str) -> Path:
     write_rows(base / "rows.jsonl", rows)
-    settings = load(
-        "convert_conversations",
-        f"files=[{base / 'rows.jsonl'}]",
-        f"output={output}",
-        "processes=1",
-        "heldout_share=0",
-        "max_refused_share=1",
-        *changes,
-    )
-    assert isinstance(settings, ConvertConversationsRun)
-    run(settings)
+    where = (f"files=[{base / 'rows.jsonl'}]", f"output={output}", "processes=1", "heldout_share=0")
+    run(settings(ConvertConversationsRun, "convert_conversations", *where, "max_refused_share=1", *changes))
     return output
 
 
@@ -202,4 +192,4 @@ def test_a_sampled_row_keeps_its_split(base: Path, tmp_path: Path) -> None:
 )
 def test_bad_settings_are_refused(change: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(change.partition("=")[0].rpartition(".")[2])):
-        load("convert_conversations", change)
+        settings(ConvertConversationsRun, "convert_conversations", change)

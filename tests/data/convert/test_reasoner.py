@@ -17,9 +17,8 @@ from flagscale_vla.data.convert import conversations, export_conversations, reas
 from flagscale_vla.data.convert.export_conversations import part_path
 from flagscale_vla.data.shards import ShardWriter, list_shards
 from flagscale_vla.records import Image, Text, Video
-from tests.data.convert.reading import refusals, spell, stored_samples, texts_of, write_rows
+from tests.data.convert.reading import refusals, settings, spell, stored_samples, texts_of, write_rows
 from tests.samples import encode_picture, make_recipe, picture, robot_sample
-from tests.settings import load
 
 FEEDBACK = "<|feedback|>"
 FIRST = '<image>This is an image from your frontal perspective. Task: "Put the apple in the fridge."'
@@ -64,9 +63,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def convert(base: Path, output: Path, rows: list[Any], *changes: str) -> Path:
     (base / "rows.json").write_text(json.dumps(rows))
     where = (f"files=[{base / 'rows.json'}]", f"output={output}", "processes=1", "heldout_share=0")
-    settings = load("convert_reasoner", *where, "max_refused_share=1", *changes)
-    assert isinstance(settings, ConvertReasonerRun)
-    reasoner.run(settings)
+    reasoner.run(settings(ConvertReasonerRun, "convert_reasoner", *where, "max_refused_share=1", *changes))
     return output
 
 
@@ -156,9 +153,8 @@ def test_bad_trajectories_are_named(base: Path, tmp_path: Path) -> None:
 
 
 def export(shards: Path, output: Path, *changes: str) -> Path:
-    settings = load("export_conversations", f"shards={shards}", f"output={output}", "processes=1", *changes)
-    assert isinstance(settings, ExportConversationsRun)
-    export_conversations.run(settings)
+    where = (f"shards={shards}", f"output={output}", "processes=1")
+    export_conversations.run(settings(ExportConversationsRun, "export_conversations", *where, *changes))
     return output
 
 
@@ -176,8 +172,7 @@ def test_rows_come_back_as_they_were(base: Path, tmp_path: Path) -> None:
         for name, path in zip(row["images"], back["images"], strict=True):
             assert (output / path).read_bytes() == (base / name).read_bytes()
     again = tmp_path / "again"
-    settings = (f"files=[{output / 'train.jsonl'}]", f"base={output}")
-    convert(base, again, [], *settings, "mask=all")
+    convert(base, again, [], f"files=[{output / 'train.jsonl'}]", f"base={output}", "mask=all")
     assert [sample.segments for sample, _ in stored_samples(again)] == [
         sample.segments for sample, _ in stored_samples(shards)
     ]
@@ -196,12 +191,8 @@ def test_films_and_eo1s_spelling_come_back(base: Path, tmp_path: Path) -> None:
     output = export(tmp_path / "shards", tmp_path / "rows", "form=conversations")
     ((row),) = rows_of(output / "train.jsonl")
     assert [turn["from"] for turn in row["conversations"]] == ["system", "human", "gpt"]
-    settings = load(
-        "convert_conversations", f"files=[{output / 'train.jsonl'}]", f"output={tmp_path / 'again'}", "marks=plain",
-        "processes=1", "heldout_share=0",
-    )  # fmt: skip
-    assert isinstance(settings, ConvertConversationsRun)
-    conversations.run(settings)
+    where = (f"files=[{output / 'train.jsonl'}]", f"output={tmp_path / 'again'}", "processes=1", "heldout_share=0")
+    conversations.run(settings(ConvertConversationsRun, "convert_conversations", *where, "marks=plain"))
     ((sample, meta),) = stored_samples(tmp_path / "again")
     assert sample.segments == segments
     assert (meta["system"], meta["id"]) == ("be short", "film")
