@@ -18,7 +18,7 @@ from flagscale_vla.data.convert.report import conclude
 from flagscale_vla.data.convert.unit import LOGS, UNFINISHED, Task, UnitLog, convert_unit, load_log, log_path
 from flagscale_vla.data.pool import map_jobs
 from flagscale_vla.data.shards import SPLITS
-from flagscale_vla.reports.outputs import SUMMARY, keep_settings
+from flagscale_vla.reports.outputs import CONFIG, SUMMARY, keep_settings
 from flagscale_vla.reports.pages import REPORT
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def convert(converter: Converter, run: ConvertRun) -> None:
         OSError: a process died, or the folder cannot be written.
     """
     folder = Path(run.output)
+    check_unused(folder)
     keep_settings(run, folder, free=FREE)
     tasks = plan_tasks(converter.units())
     check_folder(folder, tasks)
@@ -73,6 +74,17 @@ def plan_tasks(units: Sequence[Unit]) -> list[Task]:
         tasks.append(Task(unit=unit, shard=counts[unit.split]))
         counts[unit.split] += 1
     return tasks
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse a folder with shards that no such run has begun to write.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    shards = [] if (folder / CONFIG).is_file() else sorted(folder.glob("*.tar"))
+    if shards:
+        raise ValueError(f"{shards[0]} was not written by this job: give another output=")
 
 
 def check_folder(folder: Path, tasks: Sequence[Task]) -> None:

@@ -144,6 +144,10 @@ def test_another_dataset_is_refused(alone: Path, tmp_path: Path) -> None:
         run_numbers(alone, jpeg_quality=80)
     with pytest.raises(ValueError, match="nothing to convert"):
         run_numbers(tmp_path, rows=0)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/train-000000.tar").touch()
+    with pytest.raises(ValueError, match=r"train-000000\.tar was not written by this job"):
+        run_numbers(tmp_path / "other")
 
 
 def test_units_keep_rows_whole_and_apart(tmp_path: Path) -> None:
