@@ -11,7 +11,7 @@ from typing import Any
 from flagscale_vla.config.convert_conversations import FilmConfig, SystemTurn
 from flagscale_vla.data.convert.coordinates import Rescaling, Size, has_coordinates
 from flagscale_vla.data.convert.films import read_film
-from flagscale_vla.data.convert.pictures import PictureRule, decode_picture, fit_sides
+from flagscale_vla.data.convert.pictures import PictureRule, check_whole, fit_sides, read_size
 from flagscale_vla.data.convert.turns import (
     Mark,
     Role,
@@ -24,7 +24,6 @@ from flagscale_vla.data.convert.turns import (
     read_turns,
     split_marks,
 )
-from flagscale_vla.data.shards import JPEG_MAGIC, PNG_MAGIC
 from flagscale_vla.records import Action, Image, Segment, Text, Video
 
 Mask = Callable[[Sequence[Turn]], list[list[Text]]]
@@ -136,17 +135,16 @@ class Dialogues:
         return seen
 
     def _see_image(self, name: str, path: str) -> Seen:
-        # Decoded to its end, so that one that is cut short is refused here.
         encoded = read_bytes(place_of(self.base, path, "picture"))
         try:
-            pixels = decode_picture(encoded)
+            width, height = read_size(encoded)
+            stored = self.pictures.recode(encoded)
+            if stored is encoded:
+                check_whole(encoded)
         except ValueError as error:
             raise RowError(f"{error} ({path})") from error
-        height, width = pixels.shape[:2]
         sides = fit_sides(height, width, self.pictures.longest)
-        kept = encoded.startswith((JPEG_MAGIC, PNG_MAGIC)) and sides == (height, width)
-        image = Image(name=name, encoded=encoded if kept else self.pictures.encode(pixels))
-        return Seen(segment=image, given=(width, height), stored=(sides[1], sides[0]))
+        return Seen(segment=Image(name=name, encoded=stored), given=(width, height), stored=(sides[1], sides[0]))
 
     def _see_film(self, name: str, source: object, rate: object) -> Seen:
         if self.film is None:

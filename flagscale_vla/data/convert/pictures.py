@@ -90,6 +90,20 @@ def read_size(encoded: bytes) -> tuple[int, int]:
     return width, height
 
 
+def check_whole(encoded: bytes) -> None:
+    """See that a picture can be decoded to its end; a JPEG at an eighth of its size, which takes a quarter of the time.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        with Picture.open(io.BytesIO(encoded)) as picture:
+            picture.draft("RGB", (picture.width // 8, picture.height // 8))
+            picture.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"picture cannot be read: {error}") from error
+
+
 def decode_picture(encoded: bytes) -> NDArray[np.uint8]:
     """Pixels u8[h, w, 3] of an encoded picture, RGB; a turn that EXIF data ask for is not made.
 
