@@ -20,20 +20,17 @@ SHARES = (0, 1, 25, 50, 75, 99, 100)
 """Percentiles in the table."""
 
 
-def write_page(
-    folder: Path, url: str, indices: Mapping[str, Index], changed: Sequence[Fault], figures: Mapping[str, Any]
-) -> Path:
+def write_page(folder: Path, indices: Mapping[str, Index], faults: Sequence[Fault], figures: Mapping[str, Any]) -> Path:
     """Write `report.html`; its path."""
-    faults = [*changed, *(fault for index in indices.values() for fault in index.faults)]
     values = {
-        "url": url,
+        "url": ", ".join(sorted({index.store.url for index in indices.values()})),
         "splits": {split: figures[split] for split in indices},
         "robots": sorted({robot for split in indices for robot in figures[split]["robots"]}),
         "percentiles": [f"{share} %" for share in SHARES],
         "lengths": {split: lengths_row(index) for split, index in indices.items() if len(index)},
         "picture": lengths_picture(indices),
         "verified": figures["verified"],
-        "changed": len(changed),
+        "changed": figures["changed"],
         "faults": faults[:LISTED],
         "unlisted": len(faults[LISTED:]),
         "seconds": figures["seconds"],

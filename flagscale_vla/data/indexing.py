@@ -6,8 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,19 @@ from flagscale_vla.data.faults import Fault
 from flagscale_vla.data.index import Index, open_index
 from flagscale_vla.data.index_report import write_page
 from flagscale_vla.data.pool import map_jobs
-from flagscale_vla.data.prepare import open_recipe
+from flagscale_vla.data.prepare import open_recipe, open_stores
 from flagscale_vla.data.remote import LIST, LIST_VERSION, read_list
 from flagscale_vla.data.scan import digest_shard
 from flagscale_vla.data.shards import SPLITS
-from flagscale_vla.data.store import LocalStore, Store, open_store
+from flagscale_vla.data.sources import label
+from flagscale_vla.data.store import LocalStore, Store
 from flagscale_vla.reports.outputs import CONFIG, replace_text, settings_yaml, write_summary
 
 logger = logging.getLogger(__name__)
 
 FAULTS = "faults.jsonl"
+WHOLE = "(whole file)"
+"""Stands for a member where all of a shard is meant."""
 SHOWN = 5
 """Shards in an error's message."""
 
@@ -43,55 +45,61 @@ def run(run: IndexRun) -> None:
     output = Path(run.output)
     output.mkdir(parents=True, exist_ok=True)
     replace_text(output / CONFIG, settings_yaml(run))
-    store = open_store(run.data.shards, run.data.cache)
     begin = time.perf_counter()
-    indices = index_splits(run, store)
+    indices = index_sources(run)
     seconds = time.perf_counter() - begin
-    published = published_digests(store)
-    changed = verify(store, indices, published, run.processes) if run.verify else ()
-    faults = [fault for index in indices.values() for fault in index.faults]
-    write_faults(output / FAULTS, [*faults, *changed])
+    changed = verify(indices, run.processes) if run.verify else ()
+    faults = [label_fault(name, fault) for name, index in indices.items() for fault in index.faults]
+    write_faults(output / FAULTS, [*changed, *faults])
     figures = figures_of(indices) | {"seconds": round(seconds, 3), "verified": run.verify, "changed": len(changed)}
     summary = write_summary(output, figures, "cpu")
-    page = write_page(output, store.url, indices, changed, figures)
+    page = write_page(output, indices, [*changed, *faults], figures)
     for name, path in (("faults", output / FAULTS), ("summary", summary), ("report", page)):
         logger.info("%s: %s", name, path.resolve())
     if changed:
         shown = "; ".join(f"{fault.shard} {fault.reason}" for fault in changed[:SHOWN])
-        raise ValueError(f"{store.url}: {len(changed)} shards are not as they were indexed: {shown}. {page} lists them")
-    if isinstance(store, LocalStore):
-        publish(store, indices)
+        raise ValueError(f"{len(changed)} shards are not as they were indexed: {shown}. {page} lists them")
+    publish(indices)
 
 
-def index_splits(run: IndexRun, store: Store) -> dict[str, Index]:
-    """The index of each split that has shards; the training split must."""
-    recipe = open_recipe({"": store}, run.data, run.action, width=run.width, vocab=run.vocab)
-    splits = [split for split in SPLITS if split == "train" or store.list_shards(split)]
-    return {split: open_index(store, split, recipe, processes=run.processes) for split in splits}
-
-
-def verify(
-    store: Store, indices: Mapping[str, Index], published: Mapping[str, str], processes: int
-) -> tuple[Fault, ...]:
-    """Read every shard anew; those whose bytes are not the ones that were indexed, or that `shards.json` names."""
-    known = {
-        shard: digest for index in indices.values() for shard, digest in zip(index.shards, index.digests, strict=True)
+def index_sources(run: IndexRun) -> dict[str, Index]:
+    """The index of each split that has shards, as `SPLIT`, or `SOURCE/SPLIT` where sources have names."""
+    stores = open_stores(run.data)
+    recipe = open_recipe(stores, run.data, run.action, width=run.width, vocab=run.vocab)
+    return {
+        label(name, split): open_index(store, split, recipe, processes=run.processes)
+        for name, store in stores.items()
+        for split in SPLITS
+        if split == "train" or store.list_shards(split)
     }
-    work = partial(_check_digest, store)
-    done = map_jobs(work, known.items(), max(1, min(processes, len(known))))
-    found = dict(tqdm(done, desc="verifying", total=len(known), unit="tar"))
+
+
+def label_fault(name: str, fault: Fault) -> Fault:
+    """A fault of the index `name`, its shard called as in training."""
+    return replace(fault, shard=label(name.rpartition("/")[0], fault.shard))
+
+
+def verify(indices: Mapping[str, Index], processes: int) -> tuple[Fault, ...]:
+    """Read every shard anew; those whose bytes are not the ones that were indexed, or that `shards.json` names."""
+    jobs = [(index.store, shard) for index in indices.values() for shard in index.shards]
+    done = map_jobs(_digest, jobs, max(1, min(processes, len(jobs))))
+    found = dict(tqdm(done, desc="verifying", total=len(jobs), unit="tar"))
     changed = []
-    for shard, digest in known.items():
-        for origin, expected in (("its index", digest), (LIST, published.get(shard, digest))):
-            if found[shard] != expected:
-                reason = f"has digest {found[shard]}, {origin} has {expected}"
-                changed.append(Fault(shard=shard, member="(whole file)", reason=reason))
-                break
+    for name, index in indices.items():
+        published = published_digests(index.store)
+        for shard, digest in zip(index.shards, index.digests, strict=True):
+            read = found[index.store.url, shard]
+            for origin, expected in (("its index", digest), (LIST, published.get(shard, digest))):
+                if read != expected:
+                    reason = f"has digest {read}, {origin} has {expected}"
+                    changed.append(label_fault(name, Fault(shard=shard, member=WHOLE, reason=reason)))
+                    break
     return tuple(changed)
 
 
-def _check_digest(store: Store, known: tuple[str, str]) -> tuple[str, str]:
-    return known[0], digest_shard(store, known[0])
+def _digest(job: tuple[Store, str]) -> tuple[tuple[str, str], str]:
+    store, shard = job
+    return (store.url, shard), digest_shard(store, shard)
 
 
 def published_digests(store: Store) -> dict[str, str]:
@@ -103,14 +111,17 @@ def published_digests(store: Store) -> dict[str, str]:
     return {entry["name"]: entry["digest"] for split in entries for entry in split if "digest" in entry}
 
 
-def publish(store: LocalStore, indices: Mapping[str, Index]) -> None:
-    """Write `shards.json` beside the shards, for those who read them over http, or check a copy."""
-    splits = {split: _entries(store, index) for split, index in indices.items()}
-    path = store.path / LIST
-    try:
-        replace_text(path, json.dumps({"version": LIST_VERSION, "splits": splits}, indent=1) + "\n")
-    except OSError as error:
-        logger.warning("%s cannot be written (%s); it is needed where shards are read over http", path, error)
+def publish(indices: Mapping[str, Index]) -> None:
+    """Write `shards.json` beside the shards of each folder, for those who read them over http, or check a copy."""
+    folders: dict[Path, dict[str, Any]] = {}
+    for name, index in indices.items():
+        if isinstance(index.store, LocalStore):
+            folders.setdefault(index.store.path, {})[name.rpartition("/")[2]] = _entries(index.store, index)
+    for folder, splits in folders.items():
+        try:
+            replace_text(folder / LIST, json.dumps({"version": LIST_VERSION, "splits": splits}, indent=1) + "\n")
+        except OSError as error:
+            logger.warning("%s/%s cannot be written (%s); over http it names the shards", folder, LIST, error)
 
 
 def _entries(store: Store, index: Index) -> list[dict[str, Any]]:
@@ -124,13 +135,13 @@ def _entries(store: Store, index: Index) -> list[dict[str, Any]]:
 
 
 def figures_of(indices: Mapping[str, Index]) -> dict[str, Any]:
-    """Counts of each split, and of each robot in it."""
+    """Counts of each index, and of each robot in it."""
     figures: dict[str, Any] = {}
-    for split, index in indices.items():
+    for name, index in indices.items():
         robots = {
             robot or "(none)": sum(found == robot for found in index.robots) for robot in sorted(set(index.robots))
         }
-        figures[split] = {
+        figures[name] = {
             "shards": len(index.shards),
             "samples": len(index),
             "tokens": int(index.lengths.sum()),

@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from flagscale_vla.data import index as index_module
 from flagscale_vla.data.index import build_index, open_index
@@ -92,6 +94,8 @@ def test_what_lost_its_bytes_is_made_again(folder: Path, recipe: Recipe, damage:
 
 
 def open_it(folder: Path, recipe: Recipe, notes: Path, pause: float) -> None:
+    # A fork shares tqdm's lock with this process, and would take it along when it is killed.
+    tqdm.set_lock(threading.RLock())
     index_module.scan_shard = noted(notes, pause)  # type: ignore[assignment]
     assert len(open_index(LocalStore(folder), "train", recipe)) == len(RAWS)
 

@@ -99,3 +99,15 @@ def test_its_list_is_what_http_needs(folder: Path) -> None:
         assert store.list_shards("heldout") == ("heldout-000000.tar",)
         run(job)
     assert json.loads((folder / "out" / "summary.json").read_text())["changed"] == 0
+
+
+def test_sources_of_a_mixture_are_indexed_each_in_its_folder(folder: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path / "other", [text_sample(seed, 30) for seed in range(4)])
+    mixture = f"{{arm: {{shards: '{folder}', weight: 1}}, text: {{shards: '{tmp_path / 'other'}', weight: 2}}}}"
+    run(settings(folder, "data.shards=''", f"+data.mixture={mixture}"))
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    assert summary["arm/train"]["samples"] == len(RAWS) - 1
+    assert summary["text/train"]["samples"] == 4
+    assert summary["arm/heldout"]["samples"] == 3
+    assert "arm/train-000000.tar" in (folder / "out" / "report.html").read_text()
+    assert "train-000000.tar" in (tmp_path / "other" / "shards.json").read_text()
