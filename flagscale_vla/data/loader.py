@@ -16,10 +16,9 @@ from flagscale_vla.data.faults import BadSampleError, Fault, Quarantine
 from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.mixture import MixtureEndError
 from flagscale_vla.data.plan import Given, Plan, Position
-from flagscale_vla.data.read import read_sample
-from flagscale_vla.data.sources import Order, label
+from flagscale_vla.data.sources import Order, label, read_item
 from flagscale_vla.data.workers import fork_server
-from flagscale_vla.records import PackedBatch, RawSample, Sample
+from flagscale_vla.records import PackedBatch, Sample
 
 READ_AHEAD = 4
 """Rows each worker has ready or in work."""
@@ -54,18 +53,12 @@ class _Reader(Dataset[_Delivery]):
         faults: list[Fault] = []
         for order in orders:
             try:
-                raw = self._read(order)
+                raw = read_item(*self.sources[order.source], order)
                 samples.append(self.recipe.sample(raw, seed=self.seed, epoch=order.epoch, augment=self.augment))
             except BadSampleError as error:
                 faults.append(self._fault(order, error))
         batch = self.recipe.pack(samples, self.pack_length)
         return _Delivery(batch=batch, reads=len(orders), faults=tuple(faults))
-
-    def _read(self, order: Order) -> RawSample:
-        name, store = self.sources[order.source]
-        raw = read_sample(store, order.place)
-        raw = replace(raw, key=label(name, raw.key))
-        return order.piece.of(raw) if order.piece else raw
 
     def _fault(self, order: Order, error: BadSampleError) -> Fault:
         shard = order.place.shard

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 
 KEPT_PASSES = 2
-_MERGE, _PASS = 0, 1
+MERGE, PASS, ROWS = 0, 1, 2
 """What a generator is for; the first number after the seed."""
 
 
@@ -69,7 +69,7 @@ class Stream:
         if number not in self._passes:
             while len(self._passes) >= KEPT_PASSES:
                 del self._passes[min(self._passes)]
-            order = generator(self.seed, _PASS, self.number, number).permutation(len(self))
+            order = generator(self.seed, PASS, self.number, number).permutation(len(self))
             self._passes[number] = order, np.cumsum(self.lengths[order])
         return self._passes[number]
 
@@ -200,7 +200,7 @@ class Mixture:
             raise MixtureEndError(
                 f"era {era} is past the last of {self.num_eras:.0f}: a source has made all of its passes"
             )
-        random = generator(self.seed, _MERGE, era)
+        random = generator(self.seed, MERGE, era)
         spans = list(zip(self.positions(era), self.positions(era + 1), strict=True))
         places = [_spread(stop - start, random) for start, stop in spans]
         taken = [stream.take(*span) for stream, span in zip(self.streams, spans, strict=True)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flagscale_vla.data.mixture import Mixture
+from flagscale_vla.data.mixture import ROWS, Mixture, generator
 from flagscale_vla.data.pooled import arrange, pack_pooled, row_costs
 
 KEPT_ERAS = 2
@@ -92,7 +92,9 @@ def plan_era(mixture: Mixture, era: int, first: int, *, capacity: int, pool: int
         own = drawn.source == number
         tokens[own] = stream.lengths[drawn.item[own]]
     rows = pack_pooled(tokens.tolist(), capacity, pool)
-    order, ends = _in_order(rows, tokens, capacity, first)
+    # Long samples leave the pool first and short ones last: as they come, rows would begin with some sources alone.
+    shuffled = generator(mixture.seed, ROWS, era).permutation(len(rows)).tolist()
+    order, ends = _in_order([rows[row] for row in shuffled], tokens, capacity, first)
     return EraPlan(
         source=drawn.source[order], item=drawn.item[order], epoch=drawn.epoch[order], tokens=tokens[order], ends=ends
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flagscale_vla.data.faults import Fault
 from flagscale_vla.data.index import Index
-from flagscale_vla.data.store import Place
+from flagscale_vla.data.read import read_sample
+from flagscale_vla.data.store import Place, Store
 from flagscale_vla.records import RawSample
 
 PIECE_MARK = "#"
@@ -77,6 +78,17 @@ class Order:
     place: Place
     epoch: int
     piece: Piece | None
+
+
+def read_item(source: str, store: Store, order: Order) -> RawSample:
+    """The sample, or piece of one, that an order of the source of that name asks for.
+
+    Raises:
+        BadSampleError: its bytes cannot be had, or hold no whole sample.
+    """
+    raw = read_sample(store, order.place)
+    raw = replace(raw, key=label(source, raw.key))
+    return order.piece.of(raw) if order.piece else raw
 
 
 def open_items(source: Source, capacity: int, *, split: bool) -> Items:

@@ -24,6 +24,7 @@ FRAMES = 256
 """Frames measured at most; drawn over all held-out episodes."""
 BATCH = 16
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLoop:
     """Mean absolute errors in standard deviations of the training actions, over valid steps and own dims."""

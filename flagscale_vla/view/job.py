@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 
-from flagscale_vla.config.checks import check
 from flagscale_vla.config.view import ViewRun
 from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.prepare import open_train_data
@@ -38,13 +37,7 @@ def run(run: ViewRun) -> None:
 
 
 def open_library(run: ViewRun) -> Library:
-    """The shards as training reads them.
-
-    Raises:
-        ConfigError: there is more than one source.
-    """
-    rule = "the page shows one source at a time"
-    check(not run.data.mixture, "data.mixture", sorted(run.data.mixture), rule, "{} with data.shards=DIR")
+    """The shards as training reads them."""
     recipe, sources = open_train_data(run.data, run.action, width=run.model.flow.width, vocab=run.model.language.vocab)
     return Library(
         Feed(

@@ -1,172 +1,97 @@
-"""Shards opened for looking: what lies in them, and what training makes of it."""
+"""What a training run reads, opened for looking: its sources, and the rows that it makes of them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
-
-from flagscale_vla.data.feed import Feed
+from flagscale_vla.data.feed import ALONE, Feed
+from flagscale_vla.data.mixture import MixtureEndError
 from flagscale_vla.data.plan import Position
-from flagscale_vla.data.read import parse_meta, parse_sample
-from flagscale_vla.data.tar import group_members, walk_tar
-from flagscale_vla.records import RawSample, Sample
-from flagscale_vla.robots.statistics import Statistics
-from flagscale_vla.view.episodes import Seen, group_episodes, list_episodes, play, stored_pictures
-from flagscale_vla.view.samples import Pixels, describe, num_learnt, seen_pictures
-
-Picture = TypeVar("Picture")
-
-KEPT_SHARDS = 4
-SHOWN_FAULTS = 200
+from flagscale_vla.data.sources import Order, read_item
+from flagscale_vla.records import Sample
+from flagscale_vla.view.samples import num_learnt
+from flagscale_vla.view.shelf import Shelf
 
 
 class Library:
-    """The training split of a folder of shards, read as a run with this recipe reads it.
+    """A training run's data.
 
     Args:
-        feed: what the training run reads, of one source.
+        feed: what the run reads.
     """
 
     def __init__(self, feed: Feed) -> None:
-        (source,) = feed.sources
-        self.feed, self.index, self.recipe = feed, source.index, feed.recipe
-        self.pack_length, self.seed = feed.pack_length, feed.seed
+        self.feed = feed
+        shelves = [Shelf(source, feed.recipe, feed.seed) for source in feed.sources]
+        self.shelves = {shelf.name: shelf for shelf in shelves}
         self._plan = feed.plan(Position())
-        self._episodes = lru_cache(maxsize=KEPT_SHARDS)(self._read_episodes)
 
-    def overview(self) -> dict[str, object]:
-        """Counts of everything, robots, and what was found unusable."""
-        index = self.index
-        return {
-            "folder": index.store.url,
-            "samples": len(index),
-            "tokens": int(index.lengths.sum()),
-            "longest": int(index.lengths.max(initial=0)),
-            "shards": [self._shard_row(number) for number in range(len(index.shards))],
-            "robots": [self._robot_row(name, count) for name, count in sorted(Counter(index.robots).items())],
-            "num_faults": len(index.faults),
-            "faults": [str(fault) for fault in index.faults[:SHOWN_FAULTS]],
-        }
-
-    def _shard_row(self, number: int) -> dict[str, object]:
-        own = self.index.shard == number
-        tokens = int(self.index.lengths[own].sum())
-        return {"name": self.index.shards[number], "samples": int(own.sum()), "tokens": tokens}
-
-    def _robot_row(self, name: str, count: int) -> dict[str, object]:
-        robot, known = self.recipe.embodiments.get(name), self.index.statistics.get(name)
-        return {
-            "name": name or "(no robot)",
-            "samples": count,
-            "fps": robot.fps if robot else None,
-            "cameras": list(robot.cameras) if robot else [],
-            "state": _dims(robot.state, known.state) if robot and known else [],
-            "action": _dims(robot.action, known.action) if robot and known else [],
-        }
-
-    def episodes(self, shard: str) -> list[dict[str, object]]:
-        """The episodes of a shard.
+    def shelf(self, source: str) -> Shelf:
+        """One source.
 
         Raises:
-            LookupError: there is no such shard.
+            LookupError: there is none of that name.
         """
-        return list_episodes(seen for members in self._episodes(shard).values() for seen in members)
+        if source not in self.shelves:
+            raise LookupError(f"there is no source {source!r}; there are {sorted(self.shelves)}")
+        return self.shelves[source]
 
-    def episode(self, shard: str, name: str) -> dict[str, object]:
-        """One episode, for the player.
+    def overview(self) -> list[dict[str, object]]:
+        """Every source in counts."""
+        return [shelf.overview() for shelf in self.shelves.values()]
+
+    def mixture(self, packs: int) -> list[dict[str, object]]:
+        """What each source gives in the first rows of training.
 
         Raises:
-            LookupError: there is no such shard or episode.
+            LookupError: there are fewer rows.
         """
-        episodes = self._episodes(shard)
-        if name not in episodes:
-            raise LookupError(f"{shard} has no episode {name!r}")
-        return play(episodes[name], self.recipe.embodiments)
-
-    def _read_episodes(self, shard: str) -> dict[str, list[Seen]]:
-        if shard not in self.index.shards:
-            raise LookupError(f"there is no shard {shard!r}")
-        own = np.flatnonzero(self.index.shard == self.index.shards.index(shard))
-        return group_episodes(self.seen(number) for number in own.tolist())
-
-    def seen(self, number: int) -> Seen:
-        """A sample as it lies in its shard.
-
-        Raises:
-            LookupError: there is no such sample.
-            BadSampleError: it has become unreadable since it was indexed.
-        """
-        if not 0 <= number < len(self.index):
-            raise LookupError(f"there is no sample {number}; the last is {len(self.index) - 1}")
-        place = self.index.place(number)
-        content = self.index.store.read(place.shard, place.start, place.size)
-        group = next(group_members(walk_tar(content, whole=False)))
-        raw = parse_sample(place.shard, group, content)
-        return Seen(number=number, raw=raw, meta=parse_meta(place.shard, group, content))
-
-    def sample(self, number: int, epoch: int) -> tuple[RawSample, Sample]:
-        """A sample as the shard has it, and as the model gets it in an epoch.
-
-        Raises:
-            LookupError: there is no such sample.
-            BadSampleError: it cannot be used.
-        """
-        raw = self.seen(number).raw
-        return raw, self.recipe.sample(raw, seed=self.seed, epoch=epoch, augment=True)
-
-    def described(self, number: int, epoch: int) -> dict[str, object]:
-        """What the page shows of a sample."""
-        raw, sample = self.sample(number, epoch)
-        return {"number": number, "epoch": epoch} | describe(raw, sample, self.recipe)
+        try:
+            given = self._plan.given(packs)
+        except MixtureEndError as error:
+            raise LookupError(f"there is no pack {packs}: {error}") from error
+        total = max(sum(part.tokens for part in given), 1)
+        return [
+            {"source": name, "samples": part.samples, "tokens": part.tokens, "share of tokens": part.tokens / total}
+            | {"passes": part.passes, "of samples": len(self.shelf(name).index)}
+            for name, part in self.feed.named(given).items()
+        ]
 
     def pack(self, number: int) -> dict[str, object]:
         """A row of training: which samples lie in it, and where.
 
         Raises:
-            LookupError: the number is negative.
+            LookupError: there is no such row.
             BadSampleError: one of its samples has become unreadable.
         """
         if number < 0:
             raise LookupError(f"there is no pack {number}; the first is 0")
-        row = self._plan.row(number)
-        samples = self.feed.items[0].samples[row.item].tolist()
-        epochs = row.epoch.tolist()
-        members = [self.sample(sample, epoch)[1] for sample, epoch in zip(samples, epochs, strict=True)]
-        lengths = [member.tokens.numel() for member in members]
-        rows = [
-            {"number": sample, "key": member.key, "tokens": length, "learnt": num_learnt(member), "start": end - length}
-            for sample, member, length, end in zip(samples, members, lengths, accumulate(lengths), strict=True)
-        ]
-        return {"epoch": epochs[0], "length": self.pack_length, "num_tokens": sum(lengths), "samples": rows}
+        try:
+            row = self._plan.row(number)
+        except MixtureEndError as error:
+            raise LookupError(f"there is no pack {number}: {error}") from error
+        rows = zip(self.feed.orders(row), row.item.tolist(), strict=True)
+        samples = [self._member(order, item) for order, item in rows]
+        ends = accumulate(sample["tokens"] for sample in samples)
+        placed = [sample | {"start": end - sample["tokens"]} for sample, end in zip(samples, ends, strict=True)]
+        used = sum(sample["tokens"] for sample in samples)
+        return {"length": self.feed.pack_length, "num_tokens": used, "samples": placed}
 
-    def stored_picture(self, number: int, place: int) -> bytes:
-        """The bytes, JPEG or PNG, of a sample's picture number `place`.
+    def _member(self, order: Order, item: int) -> dict[str, Any]:
+        """What a row's list says of one of its samples."""
+        sample = self._make(order)
+        return {
+            "source": self.feed.sources[order.source].name or ALONE,
+            "number": int(self.feed.items[order.source].samples[item]),
+            "epoch": order.epoch,
+            "key": sample.key,
+            "tokens": sample.tokens.numel(),
+            "learnt": num_learnt(sample),
+        }
 
-        Raises:
-            LookupError: it has no such picture.
-        """
-        return _pick(stored_pictures(self.seen(number).raw), place, f"sample {number}")[1]
-
-    def seen_picture(self, number: int, epoch: int, place: int) -> Pixels:
-        """Picture number `place` of a sample, resized and moved, as the model gets it.
-
-        Raises:
-            LookupError: it has no such picture.
-        """
-        return _pick(seen_pictures(self.sample(number, epoch)[1]), place, f"sample {number}")
-
-
-def _dims(names: Sequence[str], statistics: Statistics) -> list[dict[str, object]]:
-    columns = zip(names, statistics.min, statistics.q01, statistics.mean, statistics.q99, statistics.max, strict=True)
-    return [dict(zip(("name", "min", "q01", "mean", "q99", "max"), column, strict=True)) for column in columns]
-
-
-def _pick(pictures: Sequence[Picture], place: int, owner: str) -> Picture:
-    if not 0 <= place < len(pictures):
-        raise LookupError(f"{owner} has {len(pictures)} pictures, none is number {place}")
-    return pictures[place]
+    def _make(self, order: Order) -> Sample:
+        """A sample, or a piece of one, as the row has it."""
+        source = self.feed.sources[order.source]
+        raw = read_item(source.name, source.index.store, order)
+        return self.feed.recipe.sample(raw, seed=self.feed.seed, epoch=order.epoch, augment=self.feed.augment)

@@ -45,36 +45,40 @@ def add_routes(app: FastAPI, library: Library) -> None:
     """What the page asks for."""
 
     @app.get("/api/overview")
-    def overview() -> dict[str, object]:
+    def overview() -> list[dict[str, object]]:
         return library.overview()
 
-    @app.get("/api/shards/{shard}")
-    def episodes(shard: str) -> list[dict[str, object]]:
-        return library.episodes(shard)
-
-    @app.get("/api/shards/{shard}/episode")
-    def episode(shard: str, name: str) -> dict[str, object]:
-        return library.episode(shard, name)
-
-    @app.get("/api/samples/{number}")
-    def sample(number: int, epoch: int = 0) -> dict[str, object]:
-        return library.described(number, epoch)
-
-    @app.get("/api/samples/{number}/stored/{place}")
-    def stored(number: int, place: int) -> Response:
-        encoded = library.stored_picture(number, place)
-        kind = "image/png" if encoded.startswith(PNG_MAGIC) else "image/jpeg"
-        return Response(encoded, media_type=kind)
-
-    @app.get("/api/samples/{number}/seen/{place}")
-    def seen(number: int, place: int, epoch: int = 0) -> Response:
-        buffer = io.BytesIO()
-        PIL.Image.fromarray(library.seen_picture(number, epoch, place)).save(buffer, "PNG")
-        return Response(buffer.getvalue(), media_type="image/png")
+    @app.get("/api/mixture")
+    def mixture(packs: int) -> list[dict[str, object]]:
+        return library.mixture(packs)
 
     @app.get("/api/packs/{number}")
     def pack(number: int) -> dict[str, object]:
         return library.pack(number)
+
+    @app.get("/api/sources/{source}/shards/{shard}")
+    def episodes(source: str, shard: str) -> list[dict[str, object]]:
+        return library.shelf(source).episodes(shard)
+
+    @app.get("/api/sources/{source}/shards/{shard}/episode")
+    def episode(source: str, shard: str, name: str) -> dict[str, object]:
+        return library.shelf(source).episode(shard, name)
+
+    @app.get("/api/sources/{source}/samples/{number}")
+    def sample(source: str, number: int, epoch: int = 0) -> dict[str, object]:
+        return library.shelf(source).described(number, epoch)
+
+    @app.get("/api/sources/{source}/samples/{number}/stored/{place}")
+    def stored(source: str, number: int, place: int) -> Response:
+        encoded = library.shelf(source).stored_picture(number, place)
+        kind = "image/png" if encoded.startswith(PNG_MAGIC) else "image/jpeg"
+        return Response(encoded, media_type=kind)
+
+    @app.get("/api/sources/{source}/samples/{number}/seen/{place}")
+    def seen(source: str, number: int, place: int, epoch: int = 0) -> Response:
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(library.shelf(source).seen_picture(number, epoch, place)).save(buffer, "PNG")
+        return Response(buffer.getvalue(), media_type="image/png")
 
 
 def add_errors(app: FastAPI) -> None:

@@ -144,3 +144,13 @@ def test_neighbours_in_a_shard_are_spread_over_rows() -> None:
     plan = Plan(mixture, 1000, 64, Position())
     spans = [np.ptp(plan.row(number).item) for number in range(500)]
     assert np.mean(spans) > 7000
+
+
+def test_every_stretch_of_an_era_has_all_of_its_sources() -> None:
+    long_and_short = [np.full(4000, length, np.int64) for length in (200, 20)]
+    mixture = Mixture(
+        long_and_short, [Stage(samples=8000, weights=(1, 1))], seed=0, era=8000, by_tokens=False, epochs=0
+    )
+    era = plan_era(mixture, 0, 0, capacity=CAPACITY, pool=1000)
+    thirds = np.array_split(era.source, 3)
+    assert [float(np.mean(third)) for third in thirds] == pytest.approx([0.5] * 3, abs=0.1)

@@ -61,12 +61,13 @@ def test_from_the_shard_to_an_episode_that_plays(page: playwright.Page, address:
     expect(page.locator("input[type=range]")).to_have_value(str(FRAMES - 1))
     assert pictures.first.get_attribute("src") != first
     expect(pictures.first).to_have_js_property("naturalWidth", 112)
+    expect(page.locator("button")).to_have_text("Play")
     page.fill("input[type=range]", "2")
     assert "frame 2, reach" in page.inner_text("#frame")
 
 
 def test_a_sample_shows_tokens_pictures_and_chunks(page: playwright.Page, address: str) -> None:
-    page.goto(f"{address}/#/sample/{2 * FRAMES}")
+    page.goto(f"{address}/#/sample/shards/{2 * FRAMES}")
     page.wait_for_selector(".tokens .token")
     assert "interleaved-00001" in page.inner_text("h1")
     learnt = page.locator(".token.learnt").all_inner_texts()
@@ -87,12 +88,21 @@ def test_a_pack_is_walked_to_its_samples(page: playwright.Page, address: str) ->
     page.wait_for_selector(".tokens .token")
 
 
+def test_the_mixture_is_counted_for_as_many_packs_as_are_asked_for(page: playwright.Page, address: str) -> None:
+    page.goto(address)
+    counted = page.locator("#mixture tbody td:nth-child(2)")
+    before = int(counted.inner_text().replace(",", ""))
+    page.fill("input[name=packs]", "1000")
+    page.press("input[name=packs]", "Enter")
+    expect(counted).not_to_have_text(f"{before:,}")
+    assert int(counted.inner_text().replace(",", "")) > before
+
+
 def test_what_is_not_there_is_said_on_the_page(page: playwright.Page, address: str) -> None:
     page.goto(address)
     page.wait_for_selector("main h1")
     # Chromium logs every answer of 404 as an error of its own; this one is meant.
     page.evaluate('window.fetch = async () => new Response(\'{"error": "there is no sample 999"}\', {status: 404})')
-    page.fill("input[name=number]", "999")
-    page.press("input[name=number]", "Enter")
+    page.evaluate("location.hash = '#/sample/shards/999'")
     page.wait_for_selector("#error:visible")
     assert "there is no sample 999" in page.inner_text("#error")

@@ -19,6 +19,7 @@ from flagscale_vla.view.job import open_library
 from flagscale_vla.view.library import Library
 from flagscale_vla.view.samples import seen_pictures
 from flagscale_vla.view.server import make_app
+from flagscale_vla.view.shelf import Shelf
 from tests.samples import interleaved_sample, picture_sample
 from tests.settings import load
 from tests.view.folder import FRAMES, write_episodes
@@ -47,16 +48,21 @@ def client(folder: Path, library: Library) -> TestClient:
     return TestClient(make_app(library, settings(folder)), base_url="http://127.0.0.1")
 
 
+@pytest.fixture
+def shelf(library: Library) -> Shelf:
+    return library.shelf("shards")
+
+
 def get(client: TestClient, address: str) -> Any:
     answer = client.get(f"/api/{address}")
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def test_the_overview_counts_every_shard_and_robot(client: TestClient, library: Library) -> None:
-    overview = get(client, "overview")
+def test_the_overview_counts_every_shard_and_robot(client: TestClient, shelf: Shelf) -> None:
+    (overview,) = get(client, "overview")
     assert overview["samples"] == 2 * FRAMES + 2
-    assert overview["tokens"] == sum(shard["tokens"] for shard in overview["shards"]) == library.index.lengths.sum()
+    assert overview["tokens"] == sum(shard["tokens"] for shard in overview["shards"]) == shelf.index.lengths.sum()
     assert {robot["name"]: robot["samples"] for robot in overview["robots"]} == {
         "(no robot)": 1,
         "sawyer": 2 * FRAMES + 1,
@@ -65,26 +71,26 @@ def test_the_overview_counts_every_shard_and_robot(client: TestClient, library: 
     assert [dim["name"] for dim in sawyer["action"]] == ["dx", "dy", "dz", "gripper"]
 
 
-def test_an_episode_is_played_in_the_order_of_its_frames(client: TestClient, library: Library) -> None:
-    (shard,) = library.index.shards
-    listed = get(client, f"shards/{shard}")
+def test_an_episode_is_played_in_the_order_of_its_frames(client: TestClient, shelf: Shelf) -> None:
+    (shard,) = shelf.index.shards
+    listed = get(client, f"sources/shards/shards/{shard}")
     assert [(entry["name"], entry["frames"]) for entry in listed] == [
         ("door #0", FRAMES),
         ("door #1", FRAMES),
         ("single samples", 2),
     ]
-    episode = get(client, f"shards/{shard}/episode?name=door%20%231")
+    episode = get(client, f"sources/shards/shards/{shard}/episode?name=door%20%231")
     assert [frame["frame"] for frame in episode["frames"]] == list(range(FRAMES))
     assert episode["fps"] == 20
-    last = library.seen(episode["frames"][-1]["sample"]).raw
+    last = shelf.seen(episode["frames"][-1]["sample"]).raw
     assert episode["frames"][-1]["state"] == pytest.approx(last.segments[2].values.tolist())
     assert episode["frames"][-1]["action"] == pytest.approx(last.segments[4].values[0].tolist())
 
 
-def test_a_sample_is_shown_as_training_makes_it(client: TestClient, library: Library) -> None:
-    number = library.index.keys.index("interleaved-00001")
-    shown = get(client, f"samples/{number}?epoch=3")
-    raw, sample = library.sample(number, 3)
+def test_a_sample_is_shown_as_training_makes_it(client: TestClient, shelf: Shelf) -> None:
+    number = shelf.index.keys.index("interleaved-00001")
+    shown = get(client, f"sources/shards/samples/{number}?epoch=3")
+    raw, sample = shelf.sample(number, 3)
     again = [run["id"] for run in shown["runs"] for _ in range(run["count"])]
     assert again == sample.tokens.tolist()
     learnt = [run["learnt"] for run in shown["runs"] for _ in range(run["count"])]
@@ -94,16 +100,16 @@ def test_a_sample_is_shown_as_training_makes_it(client: TestClient, library: Lib
     assert raw.key == shown["key"]
 
 
-def test_pictures_are_shown_as_stored_and_as_the_model_gets_them(client: TestClient, library: Library) -> None:
-    number = library.index.keys.index("picture-00002")
-    stored = client.get(f"/api/samples/{number}/stored/0")
-    raw = library.seen(number).raw
+def test_pictures_are_shown_as_stored_and_as_the_model_gets_them(client: TestClient, shelf: Shelf) -> None:
+    number = shelf.index.keys.index("picture-00002")
+    stored = client.get(f"/api/sources/shards/samples/{number}/stored/0")
+    raw = shelf.seen(number).raw
     assert stored.content == first_picture(raw).encoded
     assert stored.headers["content-type"] == "image/jpeg"
-    seen = np.asarray(PIL.Image.open(io.BytesIO(client.get(f"/api/samples/{number}/seen/0").content)))
+    seen = np.asarray(PIL.Image.open(io.BytesIO(client.get(f"/api/sources/shards/samples/{number}/seen/0").content)))
     assert seen.shape == (84, 112, 3)
     # The picture has the model's size already, so that nothing but rounding could change it.
-    recipe = library.recipe.sample(raw, seed=0, epoch=0, augment=False)
+    recipe = shelf.recipe.sample(raw, seed=0, epoch=0, augment=False)
     assert np.array_equal(seen_pictures(recipe)[0], decode("picture", first_picture(raw).encoded))
 
 
@@ -111,15 +117,40 @@ def first_picture(raw: RawSample) -> Image:
     return next(segment for segment in raw.segments if isinstance(segment, Image))
 
 
-def test_a_pack_lists_its_samples_end_to_end(client: TestClient, library: Library) -> None:
+def test_a_pack_lists_its_samples_end_to_end(client: TestClient) -> None:
     pack = get(client, "packs/0")
     ends = [sample["start"] + sample["tokens"] for sample in pack["samples"]]
     assert [sample["start"] for sample in pack["samples"]] == [0, *ends[:-1]]
     assert ends[-1] == pack["num_tokens"] <= pack["length"]
 
 
+def test_the_mixture_is_counted_source_by_source(folder: Path, tmp_path: Path) -> None:
+    other = write_episodes(tmp_path, [picture_sample(number, 20) for number in range(30)])
+    mixture = f"+data.mixture={{robot:{{shards:{folder},weight:3}},pictures:{{shards:{other},weight:1}}}}"
+    library = open_library(settings(folder, "data.shards=''", mixture, "data.pack_length=512"))
+    client = TestClient(make_app(library, settings(folder)), base_url="http://127.0.0.1")
+    assert [source["name"] for source in get(client, "overview")] == ["pictures", "robot"]
+    counts = {row["source"]: row["samples"] for row in get(client, "mixture?packs=40")}
+    packs = [sample for number in range(40) for sample in get(client, f"packs/{number}")["samples"]]
+    assert counts == {name: sum(sample["source"] == name for sample in packs) for name in counts}
+    assert counts["robot"] == pytest.approx(3 * counts["pictures"], rel=0.2)
+    for sample in packs[:20]:
+        shown = get(client, f"sources/{sample['source']}/samples/{sample['number']}?epoch={sample['epoch']}")
+        assert shown["key"] == sample["key"], "what a pack names is what the page opens"
+        assert shown["num_tokens"] == sample["tokens"]
+
+
 @pytest.mark.parametrize(
-    "address", ["samples/999", "samples/-1", "shards/other.tar", "samples/0/stored/9", "samples/0/seen/9", "packs/-1"]
+    "address",
+    [
+        "sources/other/samples/0",
+        "sources/shards/samples/999",
+        "sources/shards/samples/-1",
+        "sources/shards/shards/other.tar",
+        "sources/shards/samples/0/stored/9",
+        "sources/shards/samples/0/seen/9",
+        "packs/-1",
+    ],
 )
 def test_what_is_not_there_is_told_in_one_line(client: TestClient, address: str) -> None:
     answer = client.get(f"/api/{address}")
@@ -135,7 +166,9 @@ def test_a_sample_that_broke_after_indexing_is_named(tmp_path: Path) -> None:
     place = content.index(b"\x93NUMPY")
     content[place : place + 6] = b"BROKEN"
     shard.write_bytes(content)
-    answer = TestClient(make_app(library, settings(folder)), base_url="http://127.0.0.1").get("/api/samples/0")
+    answer = TestClient(make_app(library, settings(folder)), base_url="http://127.0.0.1").get(
+        "/api/sources/shards/samples/0"
+    )
     assert answer.status_code == 422
     assert "state.npy" in answer.json()["error"]
 

@@ -1,9 +1,9 @@
 import { ask, element, figures } from "./dom.js";
 import { columns, plot } from "./plots.js";
 
-export async function episodePage(shard, name) {
-  const episode = await ask(`shards/${encodeURIComponent(shard)}/episode?name=${encodeURIComponent(name)}`);
-  const player = new Player(episode);
+export async function episodePage(source, shard, name) {
+  const episode = await ask(`sources/${encodeURIComponent(source)}/shards/${encodeURIComponent(shard)}/episode?name=${encodeURIComponent(name)}`);
+  const player = new Player(source, episode);
   return [
     element("h1", {}, episode.name),
     element("p", {}, `“${episode.instruction}”`),
@@ -15,7 +15,8 @@ export async function episodePage(shard, name) {
 }
 
 class Player {
-  constructor(episode) {
+  constructor(source, episode) {
+    this.source = source;
     this.episode = episode;
     this.step = 0;
     this.timer = null;
@@ -40,10 +41,10 @@ class Player {
   show(step) {
     this.step = step;
     const frame = this.episode.frames[step];
-    this.pictures.forEach((picture, place) => { picture.src = `api/samples/${frame.sample}/stored/${place}`; });
+    this.pictures.forEach((picture, place) => { picture.src = `api/sources/${encodeURIComponent(this.source)}/samples/${frame.sample}/stored/${place}`; });
     this.slider.value = step;
     this.marks.forEach((mark) => mark.move(step));
-    this.caption.replaceChildren(`frame ${frame.frame}${frame.phase ? `, ${frame.phase}` : ""}, `, element("a", { href: `#/sample/${frame.sample}` }, `sample ${frame.sample}`));
+    this.caption.replaceChildren(`frame ${frame.frame}${frame.phase ? `, ${frame.phase}` : ""}, `, element("a", { href: `#/sample/${this.source}/${frame.sample}` }, `sample ${frame.sample}`));
   }
 
   toggle() {

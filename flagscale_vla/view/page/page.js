@@ -6,18 +6,45 @@ import { samplePage } from "./sample.js";
 const view = document.getElementById("view");
 const error = document.getElementById("error");
 
+const FIRST_PACKS = 100;
+
 async function overviewPage() {
-  const overview = await ask("overview");
+  const sources = await ask("overview");
   return [
-    element("h1", {}, overview.folder),
-    figures({ samples: overview.samples, tokens: overview.tokens, "in the longest": overview.longest, faults: overview.num_faults }),
-    element("p", {}, element("a", { href: "#/pack/0" }, "The first pack of training")),
-    element("h2", {}, "Robots"), overview.robots.map(robot),
-    element("h2", {}, "Shards"),
-    table(["shard", "samples", "tokens"], overview.shards.map((shard) => [element("a", { href: `#/shard/${shard.name}` }, shard.name), shard.samples, shard.tokens])),
-    element("h2", {}, "Unusable"),
-    overview.num_faults ? table(["where and why"], overview.faults.map((fault) => [fault])) : element("p", { class: "note" }, "nothing"),
+    element("h1", {}, "What training reads"),
+    element("p", {}, element("a", { href: "#/pack/0" }, "The first pack")),
+    element("h2", {}, "Mixture"), await mixture(),
+    sources.map(sourceView),
   ];
+}
+
+async function mixture() {
+  const input = element("input", { name: "packs", inputmode: "numeric", size: 7, value: FIRST_PACKS });
+  const counts = element("div", {}, await mixtureTable(FIRST_PACKS));
+  const recount = async (event) => {
+    event.preventDefault();
+    counts.replaceChildren(await mixtureTable(Number(input.value)));
+  };
+  return element("form", { id: "mixture", onsubmit: recount }, element("label", {}, "In the first ", input, " packs:"), counts);
+}
+
+async function mixtureTable(packs) {
+  try {
+    const rows = await ask(`mixture?packs=${packs}`);
+    return table(Object.keys(rows[0]), rows.map((row) => Object.values(row)));
+  } catch (problem) {
+    return element("p", { class: "note" }, problem.message);
+  }
+}
+
+function sourceView(source) {
+  return element("section", {},
+    element("h2", {}, `Source ${source.name}`),
+    element("p", { class: "note" }, source.folder),
+    figures({ samples: source.samples, tokens: source.tokens, "in the longest": source.longest, faults: source.num_faults }),
+    source.robots.map(robot),
+    table(["shard", "samples", "tokens"], source.shards.map((shard) => [element("a", { href: `#/shard/${source.name}/${shard.name}` }, shard.name), shard.samples, shard.tokens])),
+    source.num_faults ? table(["unusable: where and why"], source.faults.map((fault) => [fault])) : null);
 }
 
 function robot(entry) {
@@ -27,21 +54,21 @@ function robot(entry) {
     dims.length ? table(["", "dim", "least", "1 %", "mean", "99 %", "most"], dims) : element("p", { class: "note" }, "no numbers"));
 }
 
-async function shardPage(shard) {
-  const episodes = await ask(`shards/${encodeURIComponent(shard)}`);
+async function shardPage(source, shard) {
+  const episodes = await ask(`sources/${encodeURIComponent(source)}/shards/${encodeURIComponent(shard)}`);
   const rows = episodes.map((episode) => [
-    element("a", { href: `#/episode/${shard}/${encodeURIComponent(episode.name)}` }, episode.name),
+    element("a", { href: `#/episode/${source}/${shard}/${encodeURIComponent(episode.name)}` }, episode.name),
     episode.frames, episode.instruction, episode.robot,
-    element("a", { href: `#/sample/${episode.first}` }, `sample ${episode.first}`),
+    element("a", { href: `#/sample/${source}/${episode.first}` }, `sample ${episode.first}`),
   ]);
   return [element("h1", {}, shard), table(["episode", "frames", "instruction", "robot", "first"], rows)];
 }
 
 const PAGES = [
   [/^$/, () => overviewPage()],
-  [/^shard\/([^/]+)$/, (shard) => shardPage(shard)],
-  [/^episode\/([^/]+)\/(.+)$/, (shard, name) => episodePage(shard, name)],
-  [/^sample\/(\d+)(?:\/(\d+))?$/, (number, epoch) => samplePage(Number(number), Number(epoch ?? 0))],
+  [/^shard\/([^/]+)\/([^/]+)$/, (source, shard) => shardPage(source, shard)],
+  [/^episode\/([^/]+)\/([^/]+)\/(.+)$/, (source, shard, name) => episodePage(source, shard, name)],
+  [/^sample\/([^/]+)\/(\d+)(?:\/(\d+))?$/, (source, number, epoch) => samplePage(source, Number(number), Number(epoch ?? 0))],
   [/^pack\/(\d+)$/, (number) => packPage(Number(number))],
 ];
 
@@ -62,9 +89,5 @@ async function go() {
   }
 }
 
-document.getElementById("jump").addEventListener("submit", (event) => {
-  event.preventDefault();
-  location.hash = `#/sample/${Number(event.target.number.value)}`;
-});
 addEventListener("hashchange", go);
 go();

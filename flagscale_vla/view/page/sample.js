@@ -3,8 +3,8 @@ import { columns, plot } from "./plots.js";
 
 const KINDS = [["image", /(image|video)_pad/], ["state", /state_pad/], ["action", /action_(pad|pass|code)/]];
 
-export async function samplePage(number, epoch = 0) {
-  const sample = await ask(`samples/${number}?epoch=${epoch}`);
+export async function samplePage(source, number, epoch = 0) {
+  const sample = await ask(`sources/${encodeURIComponent(source)}/samples/${number}?epoch=${epoch}`);
   return [
     element("h1", {}, sample.key),
     figures({ tokens: sample.num_tokens, "of them learnt": sample.num_supervised, pictures: sample.pictures, chunks: sample.chunks.length, robot: sample.robot || "none" }),
@@ -24,7 +24,7 @@ export async function samplePage(number, epoch = 0) {
 }
 
 function steps(sample) {
-  const link = (number, epoch, text) => element("a", { href: `#/sample/${number}/${epoch}` }, text);
+  const link = (number, epoch, text) => element("a", { href: `#/sample/${sample.source}/${number}/${epoch}` }, text);
   return element("p", { class: "figures" },
     sample.number > 0 ? link(sample.number - 1, sample.epoch, "previous") : null,
     link(sample.number + 1, sample.epoch, "next"),
@@ -41,7 +41,7 @@ function token(run) {
 
 function pictures(sample) {
   return Array.from({ length: sample.pictures }, (_, place) =>
-    element("figure", {}, element("img", { src: `api/samples/${sample.number}/seen/${place}?epoch=${sample.epoch}`, alt: `picture ${place}` })));
+    element("figure", {}, element("img", { src: `api/sources/${encodeURIComponent(sample.source)}/samples/${sample.number}/seen/${place}?epoch=${sample.epoch}`, alt: `picture ${place}` })));
 }
 
 function chunkView(chunk, place, names) {
