@@ -197,11 +197,14 @@ def check_range(raw: RawSample, known: Known) -> list[str] | None:
         if limits is None or values.shape[-1] != len(limits[0]) or not len(values):
             continue
         found = found or []
-        low, high = values.min(axis=0), values.max(axis=0)
-        for dim in np.flatnonzero((low < limits[0]) | (high > limits[1])).tolist():
-            name = dims_of(known.embodiments[segment.robot], kind)[dim]
-            value = low[dim] if low[dim] < limits[0][dim] else high[dim]
-            found.append(f"{kind} {name}={value:.6g} is not in [{limits[0][dim]:.6g}, {limits[1][dim]:.6g}]")
+        names = dims_of(known.embodiments[segment.robot], kind)
+        # A NaN is in no range and out of none: it is another rule's.
+        step, dim = np.nonzero((values < limits[0]) | (values > limits[1]))
+        if len(dim):
+            first, others = dim[0], sorted({names[other] for other in dim} - {names[dim[0]]})
+            reason = f"{kind} {names[first]}={values[step[0], first]:.6g}"
+            rest = f", and so for {', '.join(others)}" if others else ""
+            found.append(f"{reason} is not in [{limits[0][first]:.6g}, {limits[1][first]:.6g}]{rest}")
     return found
 
 
