@@ -116,6 +116,7 @@ class FrameReader:
             ValueError: its file is missing or damaged.
         """
         states, _ = self._arrays(place)
+        check_finite("state", states[place.frame])
         return State(values=states[place.frame], robot=place.robot.selection.embodiment.name)
 
     def action(self, place: FramePlace) -> Action:
@@ -126,6 +127,7 @@ class FrameReader:
         """
         _, actions = self._arrays(place)
         values, valid = chunk(actions, place.frame, self.horizon)
+        check_finite("action", values)
         return Action(values=values, valid=valid, robot=place.robot.selection.embodiment.name)
 
     def _arrays(self, place: FramePlace) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -136,3 +138,13 @@ class FrameReader:
             self._held[key] = place.robot.selection.arrays(place.episode)
         self._held.move_to_end(key)
         return self._held[key]
+
+
+def check_finite(kind: str, values: NDArray[np.float32]) -> None:
+    """Refuse numbers that no shard holds.
+
+    Raises:
+        RowError: one is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise RowError(f"{kind} holds NaN or infinity: {values.ravel()[~np.isfinite(values).ravel()][0]}")

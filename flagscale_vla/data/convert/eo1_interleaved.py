@@ -57,6 +57,7 @@ class Interleaved:
             raise RowError("system's turn: interleaved rows have none")
         check_views(turns, views)
         exchanges = list(share_out(turns, places, views))
+        check_robots(exchanges)
         shown = [picture for exchange in exchanges for picture in exchange.shown]
         seen = [self._see(number, *picture) for number, picture in enumerate(shown)]
         turns = rescale_turns(turns, seen, self.rescaling)
@@ -111,6 +112,17 @@ def share_out(
         yield Exchange(shown=tuple(shown), acting=places[taken - 1] if acts else None)
     if taken < len(places):
         raise RowError(f"frames left over: {len(places) - taken} entries of `lerobot` have no <image>")
+
+
+def check_robots(exchanges: Sequence[Exchange]) -> None:
+    """Refuse actions of two robots in one row; pictures may be of several.
+
+    Raises:
+        RowError: naming them.
+    """
+    names = sorted({exchange.acting.robot.name for exchange in exchanges if exchange.acting})
+    if len(names) > 1:
+        raise RowError(f"two robots act: {' and '.join(names)}; a sample holds the actions of one")
 
 
 def find_places(robots: Mapping[str, Robot | None], content: Mapping[str, Any]) -> list[FramePlace]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
@@ -260,6 +262,27 @@ def test_a_damaged_film_costs_the_rows_that_show_it(base: Path, tmp_path: Path) 
     assert list(refusals(output / "some")) == ["some.jsonl:1"]
     summary = json.loads((output / "demo/summary.json").read_text())
     assert (summary["samples"], summary["refused"]) == (sum(LENGTHS) - LENGTHS[1], LENGTHS[1])
+
+
+def test_what_no_shard_can_hold_is_refused_by_its_line(base: Path, tmp_path: Path) -> None:
+    write_v2(tmp_path / "robots/demo", video=False)
+    write_v2(tmp_path / "robots/twin", video=False)
+    path = tmp_path / "robots/demo/data/chunk-000/episode_000000.parquet"
+    table = pq.read_table(path)
+    states = table.column("observation.state").to_pylist()
+    states[3] = [float("nan")] * 4
+    place = table.column_names.index("observation.state")
+    column = pa.array(states, table.schema.field("observation.state").type)
+    pq.write_table(table.set_column(place, "observation.state", column), path)
+    both = interleaved("demo 1 6", "twin 1 6", view=[[FRONT], [FRONT]], said=("<image><state>go<vla>", "<action>") * 2)
+    write_rows(tmp_path / "some.jsonl", [acting(3), acting(2), both])
+    mixture = {"mm_datasets": [{"json_path": "some.jsonl"}], "lerobot_datasets": [DEMO, DEMO | {"repo_id": "twin"}]}
+    output = convert(tmp_path, tmp_path / "out", mixture)
+    assert [meta["row"] for _, meta in stored_samples(output / "some")] == ["some.jsonl:2"]
+    assert refusals(output / "some") == {
+        "some.jsonl:1": "state holds NaN or infinity: nan",
+        "some.jsonl:3": "two robots act: demo and twin; a sample holds the actions of one",
+    }
 
 
 def test_no_episode_is_in_both_splits(base: Path, tmp_path: Path) -> None:
