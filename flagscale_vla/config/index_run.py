@@ -28,5 +28,3 @@ class IndexRun:
         check(bool(self.output), "output", self.output or "''", "must name a folder for results", "runs/index")
         for name in ("width", "vocab", "processes"):
             check_positive(name, self.__getattribute__(name))
-        rule = "sources are indexed one by one"
-        check(not self.data.mixture, "data.mixture", sorted(self.data.mixture), rule, "{} with data.shards=DIR")
