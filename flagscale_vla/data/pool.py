@@ -29,20 +29,29 @@ def map_jobs(work: Callable[[Job], Done], jobs: Iterable[Job], processes: int) -
 
     Raises:
         OSError: a process was killed from outside, or ran out of memory.
-        Exception: the first error of a job; jobs that have not begun are dropped.
+        Exception: the first error of a job; the other processes are ended.
     """
     if processes == 1:
         yield from map(work, jobs)
         return
+    others, finished = set(multiprocessing.active_children()), False
     with ProcessPoolExecutor(processes, fork_server(), initializer=_start_worker, initargs=(work,)) as pool:
         futures: list[Future[Done]] = [pool.submit(_do, job) for job in jobs]
+        # One more makes the executor look at all processes: else it would not notice the end of the last one (3.11).
+        pool.submit(int)
         try:
             for future in as_completed(futures):
                 yield future.result()
+            finished = True
         except BrokenProcessPool as error:
             raise OSError("a process died; was it killed, or is the memory full?") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not finished:
+                # Ctrl-C or an error: nobody wants what is being done, which may take minutes.
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
+                    process.join()
 
 
 def _start_worker(work: Callable[[Any], Any]) -> None:
