@@ -84,7 +84,7 @@ class Sample:
     positions: Tensor
     """i64[3, T] multimodal rotary positions (time, height, width)"""
     pixels: Tensor
-    """f32[P, 1176] normalised patches, in merge order"""
+    """u8[P, 1176] patches, in merge order; the vision tower normalises them"""
     grid: Tensor
     """i64[I, 3] patches of each image along (time, height, width)"""
     image_slots: Tensor
@@ -123,7 +123,7 @@ class PackedBatch:
     cu_seqlens: Tensor
     """i32[N+1], or i32[N+2] where there is padding; always on the CPU"""
     pixels: Tensor
-    """f32[P, 1176]"""
+    """u8[P, 1176]"""
     grid: Tensor
     """i64[I, 3]; always on the CPU"""
     image_slots: Tensor

@@ -1,4 +1,4 @@
-"""A picture becomes Qwen2.5-VL's patches: decode, resize, normalise, cut.
+"""A picture becomes Qwen2.5-VL's patches: decode, resize, cut.
 
 Equal to `transformers`' Qwen2-VL image processor; the steps are those of Qwen2-VL's report, section 2.1.
 """
@@ -18,16 +18,10 @@ from numpy.typing import NDArray
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS, PATCH_WIDTH
 from flagscale_vla.data.faults import BadSampleError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Per channel RGB of values in [0, 1] (CLIP's preprocessing, which Qwen2-VL kept)."""
 LONGEST_RATIO = 200
 MOST_PIXELS = 1 << 26
 """A larger picture is refused before it is decoded."""
 FORMATS = ("JPEG", "PNG")
-CHANNEL_STARTS = np.arange(3)[:, None] * 256
-"""Where each channel begins in `value_table`."""
-
 Pixels = NDArray[np.uint8]
 
 
@@ -115,47 +109,29 @@ def resize(pixels: Pixels, grid: tuple[int, int]) -> Pixels:
     return np.asarray(image)
 
 
-@lru_cache(maxsize=1)
-def value_table() -> NDArray[np.float32]:
-    """f32[768]: the normalised value of each byte in the red, then the green, then the blue channel.
-
-    Rounded step by step as transformers' processor does, so that ours are its very bits.
-    """
-    share = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean, std = np.asarray(CLIP_MEAN, np.float32), np.asarray(CLIP_STD, np.float32)
-    return ((share[None, :] - mean[:, None]) / std[:, None]).ravel()
-
-
-def cut_patches(first: Pixels, second: Pixels, out: NDArray[np.float32]) -> None:
-    """Write the normalised patches of two resized frames, or of one picture given twice, into `out` f32[P, 1176].
+def cut_patches(first: Pixels, second: Pixels, out: Pixels) -> None:
+    """Write the patches of two resized frames, or of one picture given twice, into `out` u8[P, 1176].
 
     Patches of one 2x2 group, which the vision tower merges, lie next to each other; inside a patch the order is
     (channel, frame, row, column).
     """
-    frames = out.reshape(-1, 3, PATCH_FRAMES, PATCH_PIXELS * PATCH_PIXELS)
-    values = patch_values(first)
-    frames[:, :, 0] = values
-    frames[:, :, 1] = values if second is first else patch_values(second)
-
-
-def patch_values(pixels: Pixels) -> NDArray[np.float32]:
-    """f32[P, 3, 196], the normalised patches of one resized frame in merge order."""
     side, merge = PATCH_PIXELS, PATCH_MERGE
-    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
-    cut = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
-    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, side * side)
-    return value_table().take(cut + CHANNEL_STARTS)
+    rows, columns = first.shape[0] // side, first.shape[1] // side
+    cut = out.reshape(rows // merge, columns // merge, merge, merge, 3, PATCH_FRAMES, side, side)
+    for place, frame in enumerate((first, second)):
+        parts = frame.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+        cut[:, :, :, :, :, place] = parts.transpose(0, 3, 1, 4, 6, 2, 5)
 
 
-def to_patches(clips: Sequence[Sequence[Pixels]]) -> NDArray[np.float32]:
-    """f32[P, 1176] of all resized pictures and films, one after another.
+def to_patches(clips: Sequence[Sequence[Pixels]]) -> Pixels:
+    """u8[P, 1176] of all resized pictures and films, one after another.
 
     Args:
         clips: the frames of each; a picture has one. Every two make one step of time, an odd last one is repeated.
     """
     pairs = [(frames[n], frames[min(n + 1, len(frames) - 1)]) for frames in clips for n in range(0, len(frames), 2)]
     counts = [first.shape[0] * first.shape[1] // PATCH_PIXELS**2 for first, _ in pairs]
-    out = np.empty((sum(counts), PATCH_WIDTH), np.float32)
+    out = np.empty((sum(counts), PATCH_WIDTH), np.uint8)
     start = 0
     for pair, count in zip(pairs, counts, strict=True):
         cut_patches(*pair, out[start : start + count])

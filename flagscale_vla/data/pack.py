@@ -89,7 +89,7 @@ def _dummies(samples: Iterable[Sample], horizon: int, width: int) -> dict[str, T
     samples = list(samples)
     dummies: dict[str, Tensor] = {}
     if not any(sample.grid.numel() for sample in samples):
-        dummies["pixels"] = torch.zeros(PATCH_MERGE**2, PATCH_WIDTH)
+        dummies["pixels"] = torch.zeros(PATCH_MERGE**2, PATCH_WIDTH, dtype=torch.uint8)
         dummies["grid"] = torch.tensor([[1, PATCH_MERGE, PATCH_MERGE]])
         dummies["image_slots"] = torch.tensor([NOWHERE])
     if not any(sample.states.numel() for sample in samples):

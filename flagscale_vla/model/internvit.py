@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagscale_vla.config.model import ModelConfig
+from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.config.parallel import ParallelConfig
 from flagscale_vla.mcore.megatron import MegatronModule, TransformerConfig, column_linear, row_linear
 from flagscale_vla.mcore.platform import Platform
 from flagscale_vla.mcore.vision_layers import LayerNorm, run_without_positions, vision_encoder, vision_settings
 from flagscale_vla.model.patches import GROUP
+from flagscale_vla.model.pixels import normalize
 from flagscale_vla.model.tiles import plan_tiles
 
 PROJECTOR_EPS = 1e-5
@@ -54,14 +55,14 @@ class TileTower(MegatronModule):
         """Tokens [P/4, H] in image order.
 
         Args:
-            pixels: f32[P, 588] normalised patches in merge order.
+            pixels: u8[P, 588] patches in merge order.
             grid: i64[I, 3] on the CPU, patches of each image along (time, height, width).
 
         Raises:
             ValueError: where an image is not of the size that there are positions for.
         """
         plan = plan_tiles(tuple(map(tuple, grid.tolist())), self.side)
-        hidden = self.patch_embed(pixels.to(self.patch_embed.weight.dtype))
+        hidden = self.patch_embed(normalize(pixels, VisionKind.internvit).to(self.patch_embed.weight.dtype))
         hidden = hidden + F.embedding(plan.places.to(hidden.device), self.position_embedding)
         first = self.class_token + self.position_embedding[0]
         rows = torch.cat([first[None], hidden]).index_select(0, plan.rows.to(hidden.device))

@@ -13,7 +13,7 @@ from flagscale_vla.mcore.megatron import gather_context_rows
 from flagscale_vla.model.patches import GROUP
 
 Tower = Callable[[Tensor, Tensor], Tensor]
-"""Pixels f32[P, width] and grid i64[I, 3] to tokens [P/4, H]."""
+"""Pixels u8[P, width] and grid i64[I, 3] to tokens [P/4, H]."""
 
 
 def run_shared(tower: Tower, pixels: Tensor, grid: Tensor, size: int, rank: int) -> Tensor:
@@ -21,7 +21,7 @@ def run_shared(tower: Tower, pixels: Tensor, grid: Tensor, size: int, rank: int)
 
     Args:
         tower: the vision tower.
-        pixels: f32[P, width], all images' patches.
+        pixels: u8[P, width], all images' patches.
         grid: i64[I, 3] on the CPU, patches of each image along (time, height, width).
     """
     if size == 1:

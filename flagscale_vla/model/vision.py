@@ -15,6 +15,7 @@ from flagscale_vla.mcore.platform import Platform
 from flagscale_vla.mcore.transformer import run_block
 from flagscale_vla.mcore.vision_layers import vision_encoder, vision_norm, vision_settings
 from flagscale_vla.model.patches import GROUP, plan_patches
+from flagscale_vla.model.pixels import normalize
 
 ROTARY_THETA = 10000.0
 
@@ -46,7 +47,7 @@ class VisionTower(MegatronModule):
         vision = model.vision
         config = vision_settings(vision, parallel, platform)
         super().__init__(config=config)
-        self.window_pixels = vision.window_pixels
+        self.kind, self.window_pixels = vision.kind, vision.window_pixels
         self.head_dim = vision.hidden // vision.heads
         self.patch_embed = nn.Linear(PATCH_WIDTH, vision.hidden, bias=False, dtype=platform.dtype)
         self.blocks = vision_encoder(config, vision, platform.layers)
@@ -56,11 +57,11 @@ class VisionTower(MegatronModule):
         """Tokens [P/4, H] in image order.
 
         Args:
-            pixels: f32[P, 1176] normalised patches in merge order.
+            pixels: u8[P, 1176] patches in merge order.
             grid: i64[I, 3] on the CPU, patches of each image along (time, height, width).
         """
         plan = plan_patches(tuple(map(tuple, grid.tolist())), self.window_pixels)
-        hidden = self.patch_embed(pixels.to(self.patch_embed.weight.dtype))
+        hidden = self.patch_embed(normalize(pixels, self.kind).to(self.patch_embed.weight.dtype))
         order = plan.window_order.to(hidden.device)
         hidden = hidden.reshape(-1, GROUP, hidden.shape[-1])[order].reshape(-1, 1, hidden.shape[-1])
         angles = self._angles(plan.positions.to(hidden.device))

@@ -14,7 +14,6 @@ from flagscale_vla.action.vocabulary import Vocabulary
 from flagscale_vla.config.data import Answer
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
 from flagscale_vla.data.feed import Feed
-from flagscale_vla.data.images import CLIP_MEAN, CLIP_STD
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.sources import find_sample
 from flagscale_vla.records import PackedBatch
@@ -127,13 +126,11 @@ def read_images(batch: PackedBatch, start: int, end: int) -> Iterator[NDArray[np
 
 
 def join_patches(patches: Tensor, rows: int, columns: int) -> NDArray[np.uint8]:
-    """u8[h, w, 3] from normalised patches f32[rows * columns, 1176] in merge order: `cut_patches` undone."""
+    """u8[h, w, 3] from patches u8[rows * columns, 1176] in merge order: `cut_patches` undone."""
     side, merge = PATCH_PIXELS, PATCH_MERGE
     cut = patches.numpy().reshape(rows // merge, columns // merge, merge, merge, 3, PATCH_FRAMES, side, side)
     still = cut[:, :, :, :, :, 0]
-    picture = still.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
-    bytes_ = (picture * np.asarray(CLIP_STD) + np.asarray(CLIP_MEAN)) * 255.0
-    return np.rint(bytes_).clip(0, 255).astype(np.uint8)
+    return still.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
 
 
 def read_chunks(batch: PackedBatch, recipe: Recipe, robot: str, start: int, end: int) -> Iterator[Chunk]:

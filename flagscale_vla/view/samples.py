@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
 from flagscale_vla.data.conversation import UNSUPERVISED
-from flagscale_vla.data.images import CLIP_MEAN, CLIP_STD
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.records import Action, RawSample, Sample, State, Text
 from flagscale_vla.view.episodes import robot_of
@@ -100,10 +99,8 @@ def seen_pictures(sample: Sample) -> list[Pixels]:
     return pictures
 
 
-def from_patches(patches: NDArray[np.float32], rows: int, columns: int) -> Pixels:
-    """The picture whose patches f32[rows * columns, 1176] these are, the first frame of each pair."""
+def from_patches(patches: Pixels, rows: int, columns: int) -> Pixels:
+    """The picture whose patches u8[rows * columns, 1176] these are, the first frame of each pair."""
     side, merge = PATCH_PIXELS, PATCH_MERGE
     cut = patches.reshape(rows // merge, columns // merge, merge, merge, 3, PATCH_FRAMES, side, side)[..., 0, :, :]
-    picture = cut.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
-    values = picture * np.asarray(CLIP_STD) + np.asarray(CLIP_MEAN)
-    return np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+    return cut.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from flagscale_vla.config.image import PixelLimits
+from flagscale_vla.config.model import VisionKind
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.images import decode, image_grid, open_image, resize, to_patches
+from flagscale_vla.model.pixels import normalize
 from tests.samples import encode_picture, picture
 
 LIMITS = PixelLimits(56 * 56, 224 * 224)
+
+
+def normalized(patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the vision tower makes of them."""
+    return normalize(torch.from_numpy(patches), VisionKind.qwen2_5_vl).numpy()
 
 
 @pytest.mark.parametrize("sides", [(112, 112), (84, 140), (100, 37), (480, 640), (30, 20), (720, 1280), (29, 800)])
@@ -23,9 +31,9 @@ def test_patches_equal_those_of_transformers(sides: tuple[int, int]) -> None:
     grid = image_grid("picture", *sides, LIMITS)
     ours = to_patches([[resize(pixels, grid)]])
     assert theirs["image_grid_thw"].tolist() == [[1, *grid]]
-    assert ours.dtype == np.float32
+    assert ours.dtype == np.uint8
     assert ours.shape == (grid[0] * grid[1], 1176)
-    assert np.array_equal(ours, theirs["pixel_values"])
+    assert np.array_equal(normalized(ours), theirs["pixel_values"])
 
 
 def test_several_pictures_lie_one_after_another() -> None:
@@ -77,4 +85,4 @@ def test_a_films_patches_pair_its_frames(count: int) -> None:
         np.stack([transformers_patches(padded[n])[:, :, 0], transformers_patches(padded[n + 1])[:, :, 1]], axis=2)
         for n in range(0, count, 2)
     ]
-    assert np.array_equal(to_patches([frames]), np.concatenate(expected).reshape(-1, 1176))
+    assert np.array_equal(normalized(to_patches([frames])), np.concatenate(expected).reshape(-1, 1176))

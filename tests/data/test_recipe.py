@@ -56,7 +56,8 @@ def test_shapes_and_dtypes(recipe: Recipe) -> None:
     assert (sample.tokens[sample.image_slots] == recipe.vocabulary.image_pad).all()
     assert (sample.tokens[sample.action_slots] == recipe.vocabulary.action_pad).all()
     assert (sample.tokens[sample.state_slots] == recipe.vocabulary.state_pad).all()
-    for name in ("pixels", "actions", "noise", "time", "states"):
+    assert sample.pixels.dtype == torch.uint8
+    for name in ("actions", "noise", "time", "states"):
         assert object.__getattribute__(sample, name).dtype == torch.float32
     for name in ("tokens", "labels", "positions", "grid", "image_slots", "action_slots", "state_slots"):
         assert object.__getattribute__(sample, name).dtype == torch.int64

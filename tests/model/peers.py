@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.hf.config_json import config_of
+from flagscale_vla.model.pixels import normalize
 from flagscale_vla.records import PackedBatch
 from tests.model.rows import FILM_TOKEN, IMAGE_TOKEN, Document
 
@@ -60,7 +61,8 @@ def peer_outputs(theirs: Any, kind: VisionKind, documents: list[Document], batch
     for n, document in enumerate(documents):
         rows = slice(int(batch.cu_seqlens[n]), int(batch.cu_seqlens[n + 1]))
         patches, images = 4 * sum(document.image_tokens), len(document.grids)
-        pixels, grid = batch.pixels[patch : patch + patches], batch.grid[image : image + images]
+        pixels = normalize(batch.pixels[patch : patch + patches], kind)
+        grid = batch.grid[image : image + images]
         inputs = _images(kind, pixels, grid, document) if images else {}
         positions = batch.positions[0, None, rows] if kind is VisionKind.internvit else batch.positions[:, None, rows]
         state = theirs.model(input_ids=batch.tokens[None, rows], position_ids=positions, use_cache=False, **inputs)
