@@ -41,6 +41,15 @@ class Subtask(Enum):
     """the model says it before it acts"""
 
 
+class Phrasing(Enum):
+    """Which of the ways to say a task is taken."""
+
+    first = "first"
+    """as RoboBrain-X0 does"""
+    any = "any"
+    """one for each sample, the same in every run"""
+
+
 @dataclass(slots=True, kw_only=True)
 class AgilexRun(ConvertRun):
     """Turning annotation JSON, HDF5 and mp4 into shards."""
@@ -71,6 +80,9 @@ class AgilexRun(ConvertRun):
     """what grippers are multiplied by, as 0.01 for recordings in hundredths"""
     gripper_offset: list[float]
     """what is then added to the right and the left gripper"""
+    phrases: str
+    """JSON file that has, by `raw_task`, a list of ways to say it; empty to say it as it is written"""
+    phrasing: Phrasing
     prompt: Prompt
     subtask: Subtask
     jsonl: bool

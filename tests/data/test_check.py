@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 from flagscale_vla.config.data import CacheConfig
 from flagscale_vla.data.check import WORDS, Check, check_folder
 from flagscale_vla.data.check_rules import quaternions_of
-from flagscale_vla.data.shards import ShardWriter
+from flagscale_vla.data.shards import PNG_MAGIC, ShardWriter
 from flagscale_vla.data.statistics import gather_source, to_json
 from flagscale_vla.data.store import LocalStore, open_store
 from flagscale_vla.records import Action, Image, RawSample, State, Text
@@ -87,6 +89,12 @@ def array(values: object, kind: type = np.float32) -> bytes:
     return buffer.getvalue()
 
 
+def bomb() -> bytes:
+    """A PNG of a few bytes that claims to have 60,000 x 60,000 pixels."""
+    head = struct.pack(">4sIIBBBBB", b"IHDR", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return PNG_MAGIC + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
 KEY = "hand-001-002"
 
 
@@ -142,10 +150,13 @@ PLANTED: dict[str, tuple[str, Callable[[Contents], Contents | None], str, str]] 
     "missing picture": ("member", lambda c: c.pop(f"{KEY}.front.jpg") and None, f"{KEY}.front.jpg", "is missing"),
     "a stranger": ("member", put("notes.txt", b"hm"), KEY, "notes.txt is in no segment"),
     "broken array": ("member", put("state.npy", b"\x93NUMPY"), f"{KEY}.state.npy", "is not an .npy array"),
+    "wrong shape": ("member", put("state.npy", array(np.zeros((2, 5)))), f"{KEY}.state.npy", "not numbers with 1 dim"),
+    "wrong valid": ("member", put("valid.npy", array([1, 1], np.bool_)), f"{KEY}.valid.npy", "not bool[4]"),
     "broken json": ("schema", put("json", b"{"), f"{KEY}.json", "is not JSON"),
     "later schema": ("schema", edit(schema_version=9), f"{KEY}.json", "schema_version 1 or 2"),
     "odd segment": ("schema", edit(segments=[{"smell": "sweet"}]), f"{KEY}.json", "is no text, image, video"),
     "no picture's bytes": ("image", put("front.jpg", b"\xff\xd8\xff\x00"), KEY, "front: not a JPEG or PNG"),
+    "bomb": ("image", put("front.jpg", bomb()), KEY, "front: 60000x60000 pixels"),
     "narrow picture": ("image", put("front.jpg", encode_picture(np.zeros((1, 201, 3), np.uint8))), KEY, "200 times"),
     "unpaired picture": ("views", edit_segments(lambda s: s[1:]), KEY, "action turn 1 has 0 pictures; robot 'hand'"),
     "picture twice": ("views", edit_segments(lambda s: [s[0], *s]), KEY, "action turn 1 has 2 pictures"),

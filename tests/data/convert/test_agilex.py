@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flagscale_vla.action.binning import Binning
 from flagscale_vla.action.units import Units
-from flagscale_vla.config.convert_agilex import AgilexRun, Prompt, Subtask, Variant
+from flagscale_vla.config.convert_agilex import AgilexRun, Phrasing, Prompt, Subtask, Variant
 from flagscale_vla.data.convert.agilex.job import embodiment_of, run
 from flagscale_vla.data.convert.agilex.windows import follow_joints
 from flagscale_vla.data.convert.pictures import decode_picture
@@ -215,6 +215,34 @@ def test_a_plain_prompt_is_the_task(recordings: Path, tmp_path: Path, subtask: S
     run(settings(recordings, tmp_path, [stretch()], prompt=Prompt.plain, subtask=subtask))
     raw, _ = read(tmp_path / "out")[0]
     assert [text.text for text in of_kind(raw, Text)] == [expected]
+
+
+def test_a_task_may_be_said_in_many_ways(recordings: Path, tmp_path: Path) -> None:
+    ways = [f"Pour {number}" for number in range(6)]
+    (tmp_path / "phrases.json").write_text(json.dumps({"pour the water": ways}))
+    settled = {"prompt": Prompt.plain, "subtask": Subtask.leave, "phrases": str(tmp_path / "phrases.json")}
+    said = {}
+    for name, phrasing in {"one": Phrasing.any, "again": Phrasing.any, "first": Phrasing.first}.items():
+        run(settings(recordings, tmp_path / name, [stretch(end=60)], **settled, phrasing=phrasing))
+        samples = read(tmp_path / name / "out")
+        said[name] = [of_kind(raw, Text)[0].text for raw, _ in samples]
+        assert [(meta["instruction"], meta["task"]) for _, meta in samples] == [
+            (words, "pour the water") for words in said[name]
+        ]
+    assert said["one"] == said["again"]
+    assert len(set(said["one"])) > 3
+    assert set(said["first"]) == {"Pour 0"}
+    (tmp_path / "phrases.json").write_text(json.dumps({"pour the water": ways, "other": []}))
+    with pytest.raises(ValueError, match="must be an object that has a list of texts for each task"):
+        run(settings(recordings, tmp_path / "bad", [stretch()], **settled))
+
+
+def test_a_task_without_words_is_refused(recordings: Path, tmp_path: Path) -> None:
+    (tmp_path / "phrases.json").write_text(json.dumps({"pour the water": ["pour"]}))
+    entries = [stretch(), stretch(raw_task="box-517mm")]
+    run(settings(recordings, tmp_path, entries, phrases=str(tmp_path / "phrases.json")))
+    (line,) = (tmp_path / "out" / "refused.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "task has no phrases: 'box-517mm'"
 
 
 @pytest.mark.parametrize("variant", list(Variant))

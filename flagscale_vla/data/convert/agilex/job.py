@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from flagscale_vla.action.store import load_action_tokenizer
 from flagscale_vla.config.convert_agilex import AgilexRun, Subtask, Variant
 from flagscale_vla.data.convert.agilex.annotations import CAMERAS, Stretch, read_annotations
-from flagscale_vla.data.convert.agilex.prompts import instruction
+from flagscale_vla.data.convert.agilex.prompts import choose_phrase, instruction, load_phrases, phrases_of
 from flagscale_vla.data.convert.agilex.robobrain import JsonLines
-from flagscale_vla.data.convert.agilex.windows import Recording, Windows, cut_windows, read_recording
+from flagscale_vla.data.convert.agilex.windows import Moment, Recording, Windows, cut_windows, read_recording
 from flagscale_vla.data.convert.converter import Converted, Refusal, Skipped, Unit
 from flagscale_vla.data.convert.films import measure
 from flagscale_vla.data.convert.job import convert
@@ -33,9 +34,6 @@ POSE_STATE = ("x", "y", "z", "r11", "r21", "r31", "r12", "r22", "r32")
 """Position, and the first two columns of the rotation matrix."""
 POSE_STEP = ("dx", "dy", "dz", "drx", "dry", "drz")
 
-Pictures = list[tuple[bytes, ...]]
-"""Of each window, one for each camera."""
-
 
 def run(run: AgilexRun) -> None:
     """Convert all stretches.
@@ -44,9 +42,9 @@ def run(run: AgilexRun) -> None:
         ValueError: annotations cannot be read, the tokenizer does not know the robot, or too much is refused.
         OSError: a process died, or the folder cannot be written.
     """
-    if run.jsonl:
-        check_tokenizer(run)
-    convert(AgilexConverter(run=run), run)
+    converter = AgilexConverter(run=run)
+    converter.check()
+    convert(converter, run)
 
 
 def embodiment_of(run: AgilexRun) -> Embodiment:
@@ -74,6 +72,17 @@ class AgilexConverter:
         """How pictures are stored."""
         return PictureRule.of(self.run)
 
+    def check(self) -> None:
+        """Refuse what would stop the run later.
+
+        Raises:
+            ValueError: the phrases cannot be read, or the tokenizer does not know the robot.
+        """
+        if self.run.jsonl:
+            check_tokenizer(self.run)
+        if self.run.phrases:
+            load_phrases(Path(self.run.phrases))
+
     def embodiments(self) -> Mapping[str, Embodiment]:
         """The one robot."""
         return {self.run.robot: embodiment_of(self.run)}
@@ -94,16 +103,16 @@ class AgilexConverter:
                 try:
                     recording = read_recording(stretch, self.run)
                     windows = cut_windows(recording, self.run)
-                    pictures = self._pictures(stretch, recording, windows)
+                    moments = self._moments(stretch, recording, windows)
                 except ValueError as error:
                     yield Refusal(place=stretch.place, reason=str(error))
                     continue
                 if lines is not None:
-                    lines.write(stretch, recording, windows, pictures)
+                    lines.write(stretch, recording, windows, moments)
                 yield Skipped(reason="row stands still", count=stretch.rows - len(recording))
                 yield Skipped(reason="row between samples", count=len(recording) - len(windows.starts))
-                for number in range(len(windows.starts)):
-                    yield self._sample(stretch, recording, windows, pictures, number)
+                for number, moment in enumerate(moments):
+                    yield self._sample(stretch, recording, windows, moment, number)
 
     def _row(self, stretch: Stretch | Refusal) -> Row:
         if isinstance(stretch, Refusal):
@@ -111,43 +120,51 @@ class AgilexConverter:
         samples = -(-stretch.rows // self.run.frame_interval)
         return Row(name=stretch.state, samples=samples, payload=stretch)
 
-    def _pictures(self, stretch: Stretch, recording: Recording, windows: Windows) -> Pictures:
-        """Every window's frames.
+    @cached_property
+    def _phrases(self) -> dict[str, list[str]]:
+        return load_phrases(Path(self.run.phrases)) if self.run.phrases else {}
+
+    def _moments(self, stretch: Stretch, recording: Recording, windows: Windows) -> list[Moment]:
+        """Every window's words and frames.
 
         Raises:
-            ValueError: a film is missing, damaged, or shorter than the recording.
+            ValueError: the task has no words, or a film is missing, damaged, or shorter than the recording.
         """
+        ways = phrases_of(stretch, self._phrases)
         wanted = recording.rows[windows.starts]
         films = [map(self.rule.encode, read_rows(Path(film), stretch.last, wanted)) for film in stretch.films]
-        return list(zip(*films, strict=True))
+        robot = re.sub(r"[^A-Za-z0-9_-]", "-", self.run.robot)
+        keys = [f"{robot}-{stretch.number:06d}-{row:06d}" for row in wanted.tolist()]
+        return [
+            Moment(key=key, task=choose_phrase(ways, self.run.phrasing, key), pictures=pictures)
+            for key, pictures in zip(keys, zip(*films, strict=True), strict=True)
+        ]
 
     def _sample(
-        self, stretch: Stretch, recording: Recording, windows: Windows, pictures: Pictures, number: int
+        self, stretch: Stretch, recording: Recording, windows: Windows, moment: Moment, number: int
     ) -> Converted:
         robot, start = self.run.robot, int(windows.starts[number])
-        texts = [Text(text=instruction(stretch, self.run), supervised=False)]
+        texts = [Text(text=instruction(moment.task, stretch, self.run), supervised=False)]
         if self.run.subtask is Subtask.answer and stretch.subtask:
             texts.append(Text(text=stretch.subtask, supervised=True))
         segments: tuple[Segment, ...] = (
-            *(Image(name=name, encoded=seen) for name, seen in zip(CAMERAS, pictures[number], strict=True)),
+            *(Image(name=name, encoded=seen) for name, seen in zip(CAMERAS, moment.pictures, strict=True)),
             State(values=windows.states[number].astype(np.float32), robot=robot),
             *texts,
             Action(values=windows.actions[number].astype(np.float32), valid=windows.valid[number], robot=robot),
         )
-        row = int(recording.rows[start])
         meta = {
             "source": self.run.source,
             "task": stretch.task,
             "episode": stretch.number,
             "frame": start,
-            "row": row,
+            "row": int(recording.rows[start]),
             "recording": stretch.state,
             "fps": self.run.fps,
-            "instruction": stretch.task,
+            "instruction": moment.task,
             "subtask": stretch.subtask,
         }
-        key = f"{self.run.robot.replace('.', '-').replace('/', '-')}-{stretch.number:06d}-{row:06d}"
-        return Converted(key=key, segments=segments, meta=meta)
+        return Converted(key=moment.key, segments=segments, meta=meta)
 
 
 def read_rows(path: Path, rows: int, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:

@@ -6,7 +6,12 @@ sub-task to be named first), so that its checkpoints see what they know.
 
 from __future__ import annotations
 
-from flagscale_vla.config.convert_agilex import AgilexRun, Prompt, Subtask, Variant
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flagscale_vla.config.convert_agilex import AgilexRun, Phrasing, Prompt, Subtask, Variant
 from flagscale_vla.data.convert.agilex.annotations import Stretch
 
 KINDS = {
@@ -25,18 +30,56 @@ IMAGE = "<image>"
 """Where a picture goes in RoboBrain's JSON lines."""
 
 
-def instruction(stretch: Stretch, run: AgilexRun, image: str = "") -> str:
+def load_phrases(file: Path) -> dict[str, list[str]]:
+    """Ways to say each task.
+
+    Raises:
+        ValueError: the file is missing, or is no object with a list of texts for each task.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"phrases={file} cannot be read: {error}") from error
+    if not isinstance(found, dict) or not all(map(is_texts, found.values())):
+        raise ValueError(f"phrases={file}: must be an object that has a list of texts for each task")
+    return found
+
+
+def is_texts(value: object) -> bool:
+    """Whether a value is a list of texts, with at least one."""
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text for text in value)
+
+
+def choose_phrase(ways: Sequence[str], phrasing: Phrasing, key: str) -> str:
+    """One of the ways to say a task; `any` is chosen by a hash of the sample's key."""
+    if phrasing is Phrasing.first:
+        return ways[0]
+    return ways[int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % len(ways)]
+
+
+def phrases_of(stretch: Stretch, phrases: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """The ways to say a stretch's task; its own words where there are no phrases at all.
+
+    Raises:
+        ValueError: there are phrases, but none for this task.
+    """
+    if phrases and stretch.task not in phrases:
+        raise ValueError(f"task has no phrases: {stretch.task!r}")
+    return phrases.get(stretch.task, [stretch.task])
+
+
+def instruction(task: str, stretch: Stretch, run: AgilexRun, image: str = "") -> str:
     """The user's text.
 
     Args:
+        task: in the words chosen for it.
         image: what stands for a picture in RoboBrain's account; nothing where pictures come before the text.
     """
     given = run.subtask is Subtask.give and stretch.subtask
     if run.prompt is Prompt.plain:
-        return f"{stretch.task} Subtask: {stretch.subtask}" if given else stretch.task
-    task = f"Your overall task is: {stretch.task}"
-    rest = f" Currently, focus on completing the subtask: {stretch.subtask}" if given else ""
-    return f"{account(run)}\n\n{pictures(image)}\n{task}{rest}"
+        return f"{task} Subtask: {stretch.subtask}" if given else task
+    rest = f" Currently, focus on completing the subtask: {stretch.subtask.lower()}" if given else ""
+    return f"{account(run)}\n\n{pictures(image)}\nYour overall task is: {task.lower()}{rest}"
 
 
 def account(run: AgilexRun) -> str:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -24,7 +25,7 @@ from flagscale_vla.action.store import load_action_tokenizer
 from flagscale_vla.config.convert_agilex import AgilexRun, Prompt, Subtask, Variant
 from flagscale_vla.data.convert.agilex.annotations import CAMERAS, Stretch
 from flagscale_vla.data.convert.agilex.prompts import IMAGE, instruction
-from flagscale_vla.data.convert.agilex.windows import Recording, Windows, chunk_rows, cut_windows
+from flagscale_vla.data.convert.agilex.windows import Moment, Recording, Windows, chunk_rows, cut_windows
 from flagscale_vla.robots.poses import pose_states
 
 FOLDER = "robobrain"
@@ -60,10 +61,8 @@ class JsonLines:
         if kind is None:
             os.replace(self._partial, self.path)
 
-    def write(
-        self, stretch: Stretch, recording: Recording, windows: Windows, pictures: list[tuple[bytes, ...]]
-    ) -> None:
-        """Write a stretch's windows.
+    def write(self, stretch: Stretch, recording: Recording, windows: Windows, moments: Sequence[Moment]) -> None:
+        """Write a stretch's windows; `moments` has the rest of each.
 
         Raises:
             ChunkError: the tokenizer was not fitted on this robot, or for another width.
@@ -78,7 +77,7 @@ class JsonLines:
         states = self._states(recording, windows)
         for number, row in enumerate(recording.rows[windows.starts].tolist()):
             images = [folder / f"{VIEWS[camera]}_{row}.jpg" for camera in CAMERAS]
-            for path, picture in zip(images, pictures[number], strict=True):
+            for path, picture in zip(images, moments[number].pictures, strict=True):
                 path.write_bytes(picture)
             token = save(folder / f"action_{self.run.variant.value}_token_{row}.npy", codes[number][None])
             entry = {
@@ -94,7 +93,7 @@ class JsonLines:
                     for kind, part in variants.items()
                 },
                 "conversations": [
-                    {"from": "human", "value": instruction(stretch, self.run, IMAGE)},
+                    {"from": "human", "value": instruction(moments[number].task, stretch, self.run, IMAGE)},
                     {"from": "gpt", "value": self._answer(stretch)},
                 ],
             }

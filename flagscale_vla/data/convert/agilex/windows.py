@@ -52,6 +52,18 @@ class Windows:
     """bool[W, H], false past the end"""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What a window has besides its numbers."""
+
+    key: str
+    """of the sample"""
+    task: str
+    """in the words chosen for it"""
+    pictures: tuple[bytes, ...]
+    """one for each camera"""
+
+
 def read_recording(stretch: Stretch, run: AgilexRun) -> Recording:
     """The rows of a stretch, with grippers in the run's units, without those that stand still.
 
