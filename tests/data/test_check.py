@@ -90,9 +90,12 @@ def array(values: object, kind: type = np.float32) -> bytes:
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes that claims to have 60,000 x 60,000 pixels."""
-    head = struct.pack(">4sIIBBBBB", b"IHDR", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return PNG_MAGIC + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    """A PNG of a few bytes that claims to have 9,000 x 9,000 pixels."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0"))]
+    chunks = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    ]
+    return PNG_MAGIC + b"".join(chunks)
 
 
 KEY = "hand-001-002"
@@ -156,7 +159,7 @@ PLANTED: dict[str, tuple[str, Callable[[Contents], Contents | None], str, str]] 
     "later schema": ("schema", edit(schema_version=9), f"{KEY}.json", "schema_version 1 or 2"),
     "odd segment": ("schema", edit(segments=[{"smell": "sweet"}]), f"{KEY}.json", "is no text, image, video"),
     "no picture's bytes": ("image", put("front.jpg", b"\xff\xd8\xff\x00"), KEY, "front: not a JPEG or PNG"),
-    "bomb": ("image", put("front.jpg", bomb()), KEY, "front: 60000x60000 pixels"),
+    "bomb": ("image", put("front.jpg", bomb()), KEY, "front: 9000x9000 pixels"),
     "narrow picture": ("image", put("front.jpg", encode_picture(np.zeros((1, 201, 3), np.uint8))), KEY, "200 times"),
     "unpaired picture": ("views", edit_segments(lambda s: s[1:]), KEY, "action turn 1 has 0 pictures; robot 'hand'"),
     "picture twice": ("views", edit_segments(lambda s: [s[0], *s]), KEY, "action turn 1 has 2 pictures"),
