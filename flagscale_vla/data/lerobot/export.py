@@ -55,13 +55,7 @@ def run(run: ExportLeRobotRun) -> None:
     keep_settings(run, folder, free=("processes", "max_refused_share"))
     store = open_store(run.data.shards, run.data.cache)
     robot, survey = survey_robot(store, run)
-    whole, broken = group_episodes(survey.entries, run.splits)
-    refused = [*survey.refused, *broken]
-    Tally(run.max_refused_share).count(sum(map(len, whole)), refused)
-    if not whole:
-        raise ValueError(
-            f"data.shards={run.data.shards} hold no whole episode of robot {robot.name!r}: {dict(survey.skipped)}"
-        )
+    whole, refused = whole_episodes(survey, run)
     tasks, episodes = number_episodes(whole)
     layout = Layout(root=folder, robot=robot, shape=whole[0][0].shape, pictures=run.pictures, video=run.video)
     check_layout(layout)
@@ -72,7 +66,7 @@ def run(run: ExportLeRobotRun) -> None:
     write_refused(folder, [("survey", refusal) for refusal in refused])
     figures: dict[str, object] = {
         "episodes": len(episodes),
-        "frames": sum(len(episode.frames) for episode in episodes),
+        "frames": sum(map(len, whole)),
         "tasks": len(tasks),
         "files": len(files),
         "refused": sum(refusal.rows for refusal in refused),
@@ -82,6 +76,20 @@ def run(run: ExportLeRobotRun) -> None:
         "process_seconds": round(sum(log.seconds for log in logs), 2),
     }
     conclude(store, layout, episodes, refused, figures)
+
+
+def whole_episodes(survey: Survey, run: ExportLeRobotRun) -> tuple[list[tuple[FrameEntry, ...]], list[Refusal]]:
+    """The episodes to be written, and all that is refused.
+
+    Raises:
+        ValueError: there is no whole episode, or too much is refused.
+    """
+    whole, broken = group_episodes(survey.entries, run.splits)
+    refused = [*survey.refused, *broken]
+    Tally(run.max_refused_share).count(sum(map(len, whole)), refused)
+    if not whole:
+        raise ValueError(f"data.shards={run.data.shards} hold no whole episode; left out: {dict(survey.skipped)}")
+    return whole, refused
 
 
 def survey_robot(store: Store, run: ExportLeRobotRun) -> tuple[Embodiment, Survey]:

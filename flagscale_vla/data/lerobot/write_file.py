@@ -139,21 +139,22 @@ class _FileWriter:
         columns: dict[str, list[Any]] = {name: [] for name in self.layout.schema().names}
         for place, frame in enumerate(episode.frames):
             self._frame(frame, columns, counts if place in chosen else {})
-        vectors = {key: np.stack(columns[key]) for key in (STATE_KEY, ACTION_KEY)}
-        numbers = vectors | self._counters(episode)
+        numbers = {key: np.stack(columns[key]) for key in (STATE_KEY, ACTION_KEY)} | self._counters(episode)
+        self._append(columns, numbers)
         stats = {key: number_stats(values.reshape(len(values), -1)) for key, values in numbers.items()}
-        stats |= {key: picture_stats(found, len(chosen)) for key, found in counts.items()}
-        arrays = {key: columns[key] for key in self.histograms if key in columns} | {
-            key: list(values) if values.ndim > 1 and values.shape[1] > 1 else values.reshape(-1)
-            for key, values in numbers.items()
-        }
-        self.table.write_table(pa.table(arrays, schema=self.layout.schema()))
+        log.stats.append(stats | {key: picture_stats(found, len(chosen)) for key, found in counts.items()})
         log.starts.append(self.frames / self.layout.robot.fps)
-        log.stats.append(stats)
         log.pictures += len(chosen)
         self.frames += len(episode.frames)
         for key, found in counts.items():
             self.histograms[key] += found
+
+    def _append(self, columns: dict[str, list[Any]], numbers: dict[str, NDArray[Any]]) -> None:
+        """A row group of pictures, if they are columns, and numbers."""
+        arrays: dict[str, Any] = {key: columns[key] for key in self.histograms if key in columns}
+        for key, values in numbers.items():
+            arrays[key] = list(values) if values.ndim > 1 and values.shape[1] > 1 else values.reshape(-1)
+        self.table.write_table(pa.table(arrays, schema=self.layout.schema()))
 
     def _frame(self, frame: FrameEntry, columns: dict[str, list[Any]], counts: dict[str, NDArray[np.int64]]) -> None:
         sample = read_sample(self.store, frame.place)
