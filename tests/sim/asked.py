@@ -41,7 +41,7 @@ class Moment:
     hand: np.ndarray
     solved: bool
     shown: dict[tuple[str, str], np.ndarray]
-    """(camera, thing) to the pixels that change where the thing is painted"""
+    """(camera, thing) to the pixels that change where the thing is painted; empty where nobody asks"""
     middles: dict[str, np.ndarray]
     depths: dict[str, float]
     """level metres from the camera to each thing's middle"""
@@ -66,8 +66,11 @@ def walk_again(world, asked: Asked, *, seed: int, model, get_data, grip: str) ->
     world.reset(seed)
     shocks = np.random.default_rng([seed, 2])
     solved = False
-    for frame in [*asked.episode.frames, None]:
+    placed = {sample.meta["frame"] for kind in ("box", "point", "count") for sample in asked.of(kind)}
+    for position, frame in enumerate([*asked.episode.frames, None]):
         asked.moments.append(look(world, model, get_data(), grip, solved))
+        if position in placed:
+            asked.moments[-1].shown = painted(world, model, asked.moments[-1].frames)
         if frame is not None:
             shock = shocks.normal(size=frame.action.shape) * 0.4 * world.noise_share
             # The expert's program moves on when it is asked.
@@ -86,7 +89,7 @@ def look(world, model, data, grip: str, solved: bool) -> Moment:
         phase=world.phase(),
         hand=hand,
         solved=solved,
-        shown=painted(world, model, seen.images),
+        shown={},
         middles=middles,
         depths={name: depth_of(world, model, data, middle) for name, middle in middles.items()},
         reaches={name: float(np.linalg.norm(points - hand, axis=1).min()) for name, points in corners.items()},
