@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from megatron.core import parallel_state
 from torch import distributed
 
@@ -148,3 +149,13 @@ def test_text_after_actions_is_learnt_where_the_actions_are_context(recorded, tm
     assert (1, True) not in seen
     row = recipe.pack([recipe.sample(raw, seed=0, epoch=0, augment=True) for raw in raws[:3]], 1024)
     assert row.num_labels > 0
+
+
+def test_what_has_answers_is_not_moved_by_augmentation(recorded, tmp_path):
+    run = settings_for(tmp_path, {"asked": recorded / "questions"})
+    assert run.data.image.augment.shift > 0
+    recipe, (source,) = open_train_data(run.data, run.action, width=run.model.flow.width, vocab=512)
+    raws = [read_sample(source.index.store, source.index.place(item)) for item in range(12)]
+    for raw in raws:
+        plain, changed = (recipe.sample(raw, seed=0, epoch=0, augment=augment) for augment in (False, True))
+        assert torch.equal(plain.pixels, changed.pixels)
