@@ -1,6 +1,6 @@
 """One function in front of everything that decodes pictures: bytes in, u8 pixels on their grid of patches out.
 
-The header alone is read first, by Pillow, for every back end: what is too large or too long is refused before a byte of
+The header alone is read first, alike for every back end: what is too large or too long is refused before a byte of
 pixels is made. The back ends differ in pixels and in speed: a recipe names its own, and a policy resizes with the same.
 
 | back end | decoding | resizing to the grid |
@@ -42,7 +42,7 @@ class Backend(Protocol):
     """Decodes, and resizes what it or a camera gave."""
 
     def decode(self, name: str, encoded: bytes, height: int, width: int) -> Pixels:
-        """u8[h, w, 3] RGB, for a target of `height` x `width`.
+        """u8[h, w, 3] RGB, of at least `height` x `width`, which is of the full size or of a scale of it.
 
         Raises:
             BadSampleError: the bytes are no whole picture.
@@ -66,11 +66,11 @@ def load(name: str, encoded: bytes, limits: Limits, decoder: Decoder) -> Pixels:
     Raises:
         BadSampleError: not a JPEG or PNG, far too large or too long, or broken.
     """
-    header = images.open_image(name, encoded)
-    height, width = target(name, header.height, header.width, limits)
+    full_height, full_width = images.read_sides(name, encoded)
+    height, width = target(name, full_height, full_width, limits)
     backend = open_backend(decoder)
-    pixels = backend.decode(name, encoded, height, width)
-    return fitted(pixels, height, width, backend)
+    least = scaled_sides(full_height, full_width, height, width)
+    return fitted(backend.decode(name, encoded, *least), height, width, backend)
 
 
 def fit(name: str, pixels: Pixels, limits: Limits, decoder: Decoder) -> Pixels:
@@ -128,13 +128,11 @@ class TurboBackend:
     """libjpeg-turbo through simplejpeg."""
 
     def decode(self, name: str, encoded: bytes, height: int, width: int) -> Pixels:
-        """At the smallest cheap scale that leaves `SPARE` pixels for each one of the target."""
+        """At this scale."""
         if not encoded.startswith(JPEG_MAGIC):
             return images.decode(name, encoded)
         try:
-            full_height, full_width, _, _ = simplejpeg.decode_jpeg_header(encoded)
-            least = scaled_sides(full_height, full_width, height, width)
-            return simplejpeg.decode_jpeg(encoded, "RGB", min_height=least[0], min_width=least[1])
+            return simplejpeg.decode_jpeg(encoded, "RGB", min_height=height, min_width=width)
         except ValueError:
             return images.decode(name, encoded)
 
@@ -143,7 +141,7 @@ class TurboBackend:
         rows = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
         channels = rows.permute(2, 0, 1).unsqueeze(0)
         resized = F.interpolate(channels, (height, width), mode="bicubic", antialias=True)
-        return resized.squeeze(0).permute(1, 2, 0).contiguous().numpy()
+        return resized.squeeze(0).permute(1, 2, 0).numpy()
 
 
 def scaled_sides(full_height: int, full_width: int, height: int, width: int) -> tuple[int, int]:

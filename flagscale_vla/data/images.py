@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import PIL.Image
+import simplejpeg
 from numpy.typing import NDArray
 
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS, PATCH_WIDTH
@@ -48,9 +49,29 @@ def open_image(name: str, encoded: bytes) -> PIL.Image.Image:
         raise BadSampleError(name, f"not a JPEG or PNG, in {len(encoded)} bytes") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise BadSampleError(name, f"not a JPEG or PNG ({error})") from error
-    if image.width * image.height > MOST_PIXELS:
-        raise BadSampleError(name, f"{image.width}x{image.height} pixels; at most {MOST_PIXELS} in all are read")
+    check_area(name, image.height, image.width)
     return image
+
+
+def read_sides(name: str, encoded: bytes) -> tuple[int, int]:
+    """Height and width in pixels; of a picture whose header libjpeg-turbo does not read, as Pillow has them.
+
+    Raises:
+        BadSampleError: not a JPEG or PNG, or far too large.
+    """
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        image = open_image(name, encoded)
+        return image.height, image.width
+    check_area(name, height, width)
+    return height, width
+
+
+def check_area(name: str, height: int, width: int) -> None:
+    """Refuse a picture that is far too large."""
+    if width * height > MOST_PIXELS:
+        raise BadSampleError(name, f"{width}x{height} pixels; at most {MOST_PIXELS} in all are read")
 
 
 def decode(name: str, encoded: bytes) -> Pixels:
@@ -118,9 +139,12 @@ def cut_patches(first: Pixels, second: Pixels, out: Pixels) -> None:
     side, merge = PATCH_PIXELS, PATCH_MERGE
     rows, columns = first.shape[0] // side, first.shape[1] // side
     cut = out.reshape(rows // merge, columns // merge, merge, merge, 3, PATCH_FRAMES, side, side)
-    for place, frame in enumerate((first, second)):
+    for place, frame in enumerate((first,) if second is first else (first, second)):
         parts = frame.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
         cut[:, :, :, :, :, place] = parts.transpose(0, 3, 1, 4, 6, 2, 5)
+    if second is first:
+        frames = out.reshape(-1, PATCH_FRAMES, side * side)
+        frames[:, 1] = frames[:, 0]
 
 
 def to_patches(clips: Sequence[Sequence[Pixels]]) -> Pixels:

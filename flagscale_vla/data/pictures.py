@@ -104,7 +104,7 @@ class PictureReader:
             return Clip(name=segment.name, frames=(pixels,), stride=1.0)
         limits = self.config.video.limits(len(segment.frames))
         frames = tuple(decoders.load(name, encoded, limits, decoder) for name, encoded in frame_names(key, segment))
-        _check_sides(f"{key}.{segment.name}", {frame.shape[:2] for frame in frames})
+        _check_sides(f"{key}.{segment.name}", {(frame.shape[0], frame.shape[1]) for frame in frames})
         return Clip(name=segment.name, frames=frames, stride=self.config.video.stride(segment.fps))
 
     def _grid(self, key: str, segment: Image | Video) -> Grid:

