@@ -17,6 +17,9 @@ CACHE = ("data.cache.folder", "data.cache.max_bytes")
 FREE = ("data.workers", "data.max_bad_share", "data.shards", *CACHE, "action.tokenizer")
 """Exceptions to `EXACT`. Shards and an action tokenizer may be moved: what they hold is compared instead."""
 
+ORDER = "data.era"
+"""A setting that every checkpoint has whose samples come in today's order."""
+
 PARTS = ("vision", "merger", "language", "head")
 
 
@@ -47,8 +50,13 @@ def check_resumable(saved: Settings, run: TrainRun, checkpoint: Path) -> None:
     Layout, platform, rates, number of steps, report and checkpoint settings may change.
 
     Raises:
-        ConfigError: naming every key that must not change.
+        ConfigError: naming every key that must not change, or that samples came in another version's order.
     """
+    if ORDER not in saved:
+        raise ConfigError(
+            f"output={run.output} holds {checkpoint.name} of a version that gave samples in another order, which this "
+            f"one cannot go on with. This would pass: another output= with init={checkpoint} to train its weights"
+        )
     lines = differing(fixed(saved), fixed(flat_settings(run)))
     if lines:
         raise ConfigError(

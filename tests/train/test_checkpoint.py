@@ -14,6 +14,7 @@ from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.data.feed import Feed
 from flagscale_vla.records import Progress
+from flagscale_vla.train.changes import check_resumable, read_settings
 from flagscale_vla.train.checkpoint import (
     check_samples,
     check_tokenizer,
@@ -125,6 +126,14 @@ def test_settings_that_leave_it_the_same_run_may_change(tmp_path: Path) -> None:
     free = ("parallel.data=2", "parallel.tensor=2", "steps=7", "report.every=3", "checkpoint.keep=9")
     moved = ("data.shards=elsewhere", "data.workers=3", "optim.head.lr=0.1", "platform.matmul=medium")
     assert read_progress(folder, small_run(tmp_path, "global_packs=4", *free, *moved)).step == 1
+
+
+def test_a_checkpoint_of_another_order_of_samples_is_refused(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    folder = save_step(run, 1)
+    saved = {key: value for key, value in read_settings(folder / "config.yaml").items() if key != "data.era"}
+    with pytest.raises(ConfigError, match=r"a version that gave samples in another order.*init=.*step_00000001"):
+        check_resumable(saved, run, folder)
 
 
 def test_a_changed_file_is_named(tmp_path: Path) -> None:
