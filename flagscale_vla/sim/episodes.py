@@ -100,7 +100,9 @@ def record_episode(
 def take_frame(world: World) -> Frame:
     """Look, and ask the expert."""
     images, state = take_images(world)
-    return Frame(images=images, state=state, phase=world.phase(), action=world.expert_action())
+    # The expert's program may move on when it is asked: its phase is the one that this action belongs to.
+    action = world.expert_action()
+    return Frame(images=images, state=state, phase=world.phase(), action=action)
 
 
 def take_truth(world: World, poses: list[Poses]) -> Truth:

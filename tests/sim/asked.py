@@ -75,6 +75,7 @@ def walk_again(world, asked: Asked, *, seed: int, model, get_data, grip: str) ->
             shock = shocks.normal(size=frame.action.shape) * 0.4 * world.noise_share
             # The expert's program moves on when it is asked.
             np.testing.assert_array_equal(world.expert_action(), frame.action)
+            asked.moments[-1].phase = world.phase()
             solved = world.step(np.clip(frame.action + shock, -1.0, 1.0).astype(np.float32))
 
 

@@ -30,7 +30,7 @@ from tests.train.settings import small_run
 
 pytestmark = needs_sim
 
-ASKED = replace(SETTINGS, tasks=["metaworld/drawer-close"], image_pixels=112, episodes=5, questions=12)
+ASKED = replace(SETTINGS, tasks=["metaworld/drawer-close"], image_pixels=112, episodes=3, questions=12)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_block_cut_off_between_its_shards_ends_the_same(tmp_path):
 def test_folder_tells_counts_refusals_and_examples(recorded):
     summary = json.loads((recorded / "summary.json").read_text())
     refused = [json.loads(line) for line in (recorded / "questions" / "refused.jsonl").read_text().splitlines()]
-    assert summary["questions"] + summary["questions_refused"] == 12 * 6
+    assert summary["questions"] + summary["questions_refused"] == 12 * 4
     assert summary["questions_refused"] == len(refused)
     assert all({"key", "kind", "reason"} == entry.keys() for entry in refused)
     kinds = [header["kind"] for header in headers(recorded)]
@@ -132,7 +132,7 @@ def test_questions_and_episodes_train_together_with_both_losses(recorded, tmp_pa
 def test_text_after_actions_is_learnt_where_the_actions_are_context(recorded, tmp_path):
     run = settings_for(tmp_path, {"asked": recorded / "questions"})
     recipe, (source,) = open_train_data(run.data, run.action, width=run.model.flow.width, vocab=512)
-    assert len(source.index) == len([header for header in headers(recorded) if header["episode"] < 5])
+    assert len(source.index) == len([header for header in headers(recorded) if header["episode"] < 3])
     assert not source.index.faults
     raws = [read_sample(source.index.store, source.index.place(item)) for item in range(len(source.index))]
     interleaved = next(raw for raw in raws if any(isinstance(part, Action) for part in raw.segments))
@@ -155,7 +155,7 @@ def test_what_has_answers_is_not_moved_by_augmentation(recorded, tmp_path):
     run = settings_for(tmp_path, {"asked": recorded / "questions"})
     assert run.data.image.augment.shift > 0
     recipe, (source,) = open_train_data(run.data, run.action, width=run.model.flow.width, vocab=512)
-    raws = [read_sample(source.index.store, source.index.place(item)) for item in range(12)]
+    raws = [read_sample(source.index.store, source.index.place(item)) for item in range(8)]
     for raw in raws:
         plain, changed = (recipe.sample(raw, seed=0, epoch=0, augment=augment) for augment in (False, True))
         assert torch.equal(plain.pixels, changed.pixels)
