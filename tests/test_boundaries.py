@@ -36,11 +36,11 @@ ROOMS: dict[str, set[str]] = {
 
 DOORS: dict[tuple[str, str], set[str]] = {
     ("sim", "policy"): {"client"},
-    ("sim", "data"): {"shards", "read", "store", "tar"},
+    ("sim", "data"): {"pool", "shards", "read", "store", "tar"},
     ("policy", "data"): {"recipe", "pack"},
 }
-"""(room, other) to the only modules of `other` that it may import: shard reading and writing for the simulators,
-the making of samples for the policy, and the policy through its client alone."""
+"""(room, other) to the only modules of `other` that it may import: shard reading and writing, and processes, for the
+simulators, the making of samples for the policy, and the policy through its client alone."""
 
 LONGEST = 500
 SWALLOWS_ERRORS = {"sim"}

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 from flagscale_vla.data.workers import fork_server
@@ -34,8 +35,26 @@ def map_jobs(work: Callable[[Job], Done], jobs: Iterable[Job], processes: int) -
     if processes == 1:
         yield from map(work, jobs)
         return
+    yield from map_in_processes(work, jobs, processes, fork_server(), _change_nothing)
+
+
+def map_in_processes(
+    work: Callable[[Job], Done],
+    jobs: Iterable[Job],
+    processes: int,
+    context: BaseContext,
+    prepare: Callable[[], None],
+) -> Iterator[Done]:
+    """Do every job in processes of a start method, also where it is one; as `map_jobs`.
+
+    Args:
+        prepare: what a fresh process does first.
+
+    Raises:
+        OSError: a process was killed from outside, or ran out of memory.
+    """
     others, finished = set(multiprocessing.active_children()), False
-    with ProcessPoolExecutor(processes, fork_server(), initializer=_start_worker, initargs=(work,)) as pool:
+    with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(work, prepare)) as pool:
         futures: list[Future[Done]] = [pool.submit(_do, job) for job in jobs]
         # One more makes the executor look at all processes: else it would not notice the end of the last one (3.11).
         pool.submit(int)
@@ -54,11 +73,16 @@ def map_jobs(work: Callable[[Job], Done], jobs: Iterable[Job], processes: int) -
                     process.join()
 
 
-def _start_worker(work: Callable[[Any], Any]) -> None:
+def _change_nothing() -> None:
+    """A process needs no more."""
+
+
+def _start_worker(work: Callable[[Any], Any], prepare: Callable[[], None]) -> None:
     """Prepare a fresh process: Ctrl-C is left to the parent, whose end is this one's too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger().setLevel(logging.WARNING)
     threading.Thread(target=_follow_parent, daemon=True).start()
+    prepare()
     _work[:] = [work]
 
 

@@ -19,7 +19,7 @@ from flagscale_vla.robots.embodiments import Embodiment, embodiment_from_json
 from flagscale_vla.sim.episodes import Episode, record_episode, samples
 from flagscale_vla.sim.questions.asking import Asking, Refusal, Sample
 from flagscale_vla.sim.seeds import Purpose, episode_seed
-from flagscale_vla.sim.workers import check_parent, open_world
+from flagscale_vla.sim.workers import open_world
 from flagscale_vla.sim.worlds.world import World
 
 SMALLEST_BLOCK = 5
@@ -160,7 +160,6 @@ def record_success(world: World, run: RecordRun, block: Block, number: int) -> t
     """
     noise = run.noise if number % 2 else 0.0
     for attempt in range(ATTEMPTS):
-        check_parent()
         seed = episode_seed(block.purpose, run.seed, number * ATTEMPTS + attempt)
         episode = record_episode(
             world, seed=seed, number=number, noise=noise, max_steps=run.max_steps, truth=run.questions > 0

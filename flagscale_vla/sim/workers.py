@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from flagscale_vla.data.pool import map_in_processes
 from flagscale_vla.sim.worlds.backend import choose_any_backend, choose_backend
 from flagscale_vla.sim.worlds.tasks import make_world
 from flagscale_vla.sim.worlds.world import World
@@ -31,43 +28,19 @@ def map_jobs(work: Callable[[Job], Done], jobs: Iterable[Job], processes: int, *
 
     Raises:
         OSError: a process was killed from outside, or ran out of memory, or no renderer works.
-        Exception: the first error of a job; jobs that have not begun are dropped.
+        Exception: the first error of a job; the other processes are ended.
     """
     if draw:
         choose_backend()
     else:
         choose_any_backend()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=start_worker, initargs=(os.getpid(),)) as pool:
-        futures: list[Future[Done]] = [pool.submit(work, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise OSError("a simulator process died; was it killed, or is the memory full?") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    yield from map_in_processes(work, jobs, processes, multiprocessing.get_context("spawn"), prepare_worker)
 
 
-def start_worker(parent: int) -> None:
-    """Prepare a fresh process: software rendering in one thread, Ctrl-C left to the parent."""
+def prepare_worker() -> None:
+    """Draw in one thread where there is no GPU, and keep libraries' warnings away from the progress bar."""
     os.environ.setdefault("LP_NUM_THREADS", "1")
-    os.environ["FLAGSCALE_VLA_PARENT"] = str(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger().setLevel(logging.WARNING)
-    # Of libraries to each other; they would break the progress bar.
     warnings.simplefilter("ignore", FutureWarning)
-
-
-def check_parent() -> None:
-    """Stop a worker whose parent is gone.
-
-    Raises:
-        SystemExit: the process that started this one has ended.
-    """
-    parent = os.environ.get("FLAGSCALE_VLA_PARENT")
-    if parent is not None and os.getppid() != int(parent):
-        raise SystemExit(1)
 
 
 def open_world(task: str, image_pixels: int) -> World:
