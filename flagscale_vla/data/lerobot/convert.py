@@ -109,13 +109,16 @@ class LeRobotConverter:
     def episode(self, about: EpisodeInfo) -> Iterator[Converted | Refusal | Skipped]:
         """An episode's frames. Where a file breaks, the frames that are left are refused together."""
         wanted = range(0, about.length, self.run.stride)
+        place = f"{self.name} episode {about.index}"
+        if not wanted:
+            yield Refusal(place=place, reason="episode has no frames")
+            return
         done = 0
         try:
             for sample in self._frames(about, wanted):
                 yield sample
                 done += 1
         except ValueError as error:
-            place = f"{self.name} episode {about.index}"
             yield Refusal(place=f"{place} frame {wanted[done]}", reason=str(error), rows=len(wanted) - done)
         if about.length > len(wanted):
             yield Skipped(reason=f"stride={self.run.stride}", count=about.length - len(wanted))

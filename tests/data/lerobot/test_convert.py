@@ -6,6 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flagscale_vla.config.convert_lerobot import ConvertLeRobotRun
+from flagscale_vla.data.convert.converter import Refusal
 from flagscale_vla.data.lerobot import convert
 from flagscale_vla.data.read import parse_meta, parse_sample
 from flagscale_vla.data.shards import list_shards
@@ -219,6 +221,15 @@ def test_a_broken_video_refuses_what_is_left(tmp_path: Path) -> None:
     samples = convert_dataset(root, tmp_path / "out", "max_refused_share=0.5")
     assert {episode for episode, _ in samples} == {0, 2}
     assert summary(tmp_path / "out")["refused_per_reason"] == {"video cannot be read": LENGTHS[1]}
+
+
+def test_an_empty_episode_is_refused(tmp_path: Path) -> None:
+    root = write_v2(tmp_path / "toy", video=False)
+    settings = load("convert_lerobot", f"source={root}", f"output={tmp_path / 'out'}")
+    assert isinstance(settings, ConvertLeRobotRun)
+    converter = convert.open_converter(settings)
+    empty = replace(converter.selection.dataset.episode(1), length=0)
+    assert list(converter.episode(empty)) == [Refusal(place="toy episode 1", reason="episode has no frames")]
 
 
 def test_an_episode_that_is_not_there_is_named(tmp_path: Path) -> None:
