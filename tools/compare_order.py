@@ -3,9 +3,9 @@
     python tools/compare_order.py [--python PYTHON]
 
 An epoch is read in four stretches, on 2, 4, 3 and 1 ranks; each goes on from the state that the one before left. It is
-compared with an epoch that nothing interrupts. Ours reads packed rows, and changes the number of workers too; theirs are
-plain samples, 12 in a step. PYTHON is an interpreter with `megatron-energon` or `mosaicml-streaming`, or both; what it
-lacks is told and left out.
+compared with an epoch that nothing interrupts. Ours reads packed rows, and changes the number of workers too; theirs
+reads plain samples, 12 in a step. PYTHON is an interpreter with `megatron-energon` or `mosaicml-streaming`, or both;
+what it lacks is told and left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which samples share a row, and in what order rows come so that ranks have about equal work.
 
-A bounded pool of samples waits to be packed. Each row begins with one of them and takes what fills it best; what does
-not fit now is carried over to later rows, so that no buffer is ever flushed before the end.
+A bounded pool of samples waits to be packed. A row begins with one of them, goes on in the order of reading, and ends
+with those that fill it best. What does not fit now is carried over to later rows: no buffer is flushed on the way.
 """
 
 from __future__ import annotations
@@ -54,25 +54,31 @@ class _Pool:
 
     def row(self) -> list[int]:
         """Numbers of the samples of the next row; the pool must not be empty."""
-        first = self._first()
-        room = self.capacity - (first >> 32)
+        self._rows += 1
+        members = [self._take(self.waiting[-1]) if self._rows % OLDEST_EVERY else self._take_oldest()]
+        room = self.capacity - self.lengths[members[0]]
+        # While whatever waits fits twice, the order of reading is kept; only a row's end is chosen.
+        while self.waiting and room > 2 * (self.waiting[-1] >> 32):
+            members.append(self._take_oldest())
+            room -= self.lengths[members[-1]]
+            self._refill()
         chosen, left = self._greedy([], room, len(self.waiting))
         if left > SLACK * self.capacity:
             chosen = self._better(room, left) or chosen
-        members = [first & _LOW, *(self.waiting.pop(place) & _LOW for place in chosen)]
-        for number in members:
-            self._placed[number] = 1
+        members += [self._take(entry) for entry in [self.waiting[place] for place in chosen]]
         self._refill()
         return members
 
-    def _first(self) -> int:
-        """Remove the sample that a row begins with."""
-        self._rows += 1
-        if self._rows % OLDEST_EVERY:
-            return self.waiting.pop()
+    def _take_oldest(self) -> int:
+        """Remove the sample that waits longest."""
         self._oldest = self._placed.index(0, self._oldest)
-        entry = (self.lengths[self._oldest] << 32) + self._oldest
-        return self.waiting.pop(bisect_left(self.waiting, entry))
+        return self._take((self.lengths[self._oldest] << 32) + self._oldest)
+
+    def _take(self, entry: int) -> int:
+        """Remove one sample; its number."""
+        del self.waiting[bisect_left(self.waiting, entry)]
+        self._placed[entry & _LOW] = 1
+        return entry & _LOW
 
     def _greedy(self, chosen: list[int], room: int, below: int) -> tuple[list[int], int]:
         """Add the longest that fits, again and again: (places, falling; room left)."""
