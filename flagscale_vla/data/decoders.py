@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from flagscale_vla.config.image import Decoder
 from flagscale_vla.config.model import PATCH_PIXELS
 from flagscale_vla.data import images
+from flagscale_vla.data.headers import picture_sides
 from flagscale_vla.data.images import Limits, Pixels
 from flagscale_vla.data.shards import JPEG_MAGIC
 
@@ -66,7 +67,7 @@ def load(name: str, encoded: bytes, limits: Limits, decoder: Decoder) -> Pixels:
     Raises:
         BadSampleError: not a JPEG or PNG, far too large or too long, or broken.
     """
-    full_height, full_width = images.read_sides(name, encoded)
+    full_height, full_width = picture_sides(name, encoded)
     height, width = target(name, full_height, full_width, limits)
     backend = open_backend(decoder)
     least = scaled_sides(full_height, full_width, height, width)

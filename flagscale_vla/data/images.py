@@ -13,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 import PIL.Image
-import simplejpeg
 from numpy.typing import NDArray
 
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS, PATCH_WIDTH
@@ -49,29 +48,9 @@ def open_image(name: str, encoded: bytes) -> PIL.Image.Image:
         raise BadSampleError(name, f"not a JPEG or PNG, in {len(encoded)} bytes") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise BadSampleError(name, f"not a JPEG or PNG ({error})") from error
-    check_area(name, image.height, image.width)
+    if image.width * image.height > MOST_PIXELS:
+        raise BadSampleError(name, f"{image.width}x{image.height} pixels; at most {MOST_PIXELS} in all are read")
     return image
-
-
-def read_sides(name: str, encoded: bytes) -> tuple[int, int]:
-    """Height and width in pixels; of a picture whose header libjpeg-turbo does not read, as Pillow has them.
-
-    Raises:
-        BadSampleError: not a JPEG or PNG, or far too large.
-    """
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
-    except ValueError:
-        image = open_image(name, encoded)
-        return image.height, image.width
-    check_area(name, height, width)
-    return height, width
-
-
-def check_area(name: str, height: int, width: int) -> None:
-    """Refuse a picture that is far too large."""
-    if width * height > MOST_PIXELS:
-        raise BadSampleError(name, f"{width}x{height} pixels; at most {MOST_PIXELS} in all are read")
 
 
 def decode(name: str, encoded: bytes) -> Pixels:
