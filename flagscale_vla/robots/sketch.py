@@ -45,9 +45,10 @@ class Sketch:
     def add(self, values: NDArray[np.float32]) -> None:
         """Take in finite numbers f32[n]."""
         # Adding zero makes -0.0 the same number as 0.0.
-        bits = (values + np.float32(0)).view(np.int32).astype(np.int64)
+        bits = (values + np.float32(0)).view(np.int32)
         magnitudes = bits & 0x7FFFFFFF
-        self._take(np.where(bits < 0, -magnitudes, magnitudes), np.ones(len(values), np.int64), 0)
+        keys, counts = np.unique(np.where(bits < 0, -magnitudes, magnitudes), return_counts=True)
+        self._take(keys.astype(np.int64), counts.astype(np.int64), 0)
 
     def merge(self, other: Sketch) -> None:
         """Take in what another sketch has seen."""
