@@ -102,7 +102,7 @@ class Check:
 def check_folder(store: Store, *, processes: int, decode: bool) -> Check:
     """Hold all shards of a folder against all rules.
 
-    Ranges come from `statistics.json` beside the shards, or, where there is none, are gathered first.
+    Ranges come from `statistics.json` beside the shards, or, where it is of other shards, are gathered first.
 
     Args:
         decode: whether pictures are decoded; else only their headers are read.
@@ -142,11 +142,13 @@ def open_known(store: Store, decode: bool, processes: int) -> Known:
 
 
 def open_statistics(store: Store, embodiments: Mapping[str, Embodiment], processes: int) -> dict[str, RobotStatistics]:
-    """The statistics beside the shards, or those of the training shards; none without robots."""
-    content = store.find(STATISTICS_FILE)
+    """The statistics beside the shards, if they are of these training shards, or else new ones; none without robots."""
+    content, shards = store.find(STATISTICS_FILE), store.list_shards("train")
     if content is not None:
-        return read_statistics(content, f"{store.url}/{STATISTICS_FILE}")
-    if not embodiments or not store.list_shards("train"):
+        statistics = read_statistics(content, f"{store.url}/{STATISTICS_FILE}")
+        if [entry["name"] for entry in json.loads(content)["shards"]] == list(shards):
+            return statistics
+    if not embodiments or not shards:
         return {}
     return join([gather_source(store, "train", processes).gatherers])
 

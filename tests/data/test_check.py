@@ -299,6 +299,17 @@ def test_a_changed_byte_shows_where_digests_are_kept(folder: Path) -> None:
     assert found.checked["digest"] == 2
 
 
+def test_statistics_of_other_shards_are_not_used(folder: Path) -> None:
+    store = LocalStore(folder)
+    content = to_json(store, gather_source(store, "train", 1))
+    for kinds in content["robots"].values():
+        kinds["state"]["q99"] = kinds["state"]["max"] = kinds["state"]["q01"]
+    (folder / "statistics.json").write_text(json.dumps(content))
+    assert {finding.rule for finding in check(folder).findings} == {"range"}
+    (folder / "train-000001.tar").unlink()
+    assert check(folder).findings == ()
+
+
 def test_processes_change_nothing(folder: Path) -> None:
     for name in ("NaN", "key twice", "leaked episode"):
         rewrite(folder / "train-000000.tar", PLANTED[name][1])
