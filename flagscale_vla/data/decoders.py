@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 
+from flagscale_vla.config.checks import check
 from flagscale_vla.config.image import Decoder
 from flagscale_vla.config.model import PATCH_PIXELS
 from flagscale_vla.data import images
@@ -100,7 +102,7 @@ def open_backend(decoder: Decoder) -> Backend:
     """The back end of that name.
 
     Raises:
-        ModuleNotFoundError: DALI is asked for and is not installed.
+        ConfigError: DALI is asked for and is not installed.
     """
     match decoder:
         case Decoder.pillow:
@@ -108,9 +110,9 @@ def open_backend(decoder: Decoder) -> Backend:
         case Decoder.turbo:
             return TurboBackend()
         case Decoder.dali:
-            return DaliBackend("cpu")
+            return DaliBackend(decoder, "cpu")
         case Decoder.dali_gpu:
-            return DaliBackend("gpu")
+            return DaliBackend(decoder, "gpu")
 
 
 class PillowBackend:
@@ -155,9 +157,15 @@ def scaled_sides(full_height: int, full_width: int, height: int, width: int) -> 
 
 
 class DaliBackend:
-    """NVIDIA DALI, one picture at a time through its dynamic mode."""
+    """NVIDIA DALI, one picture at a time through its dynamic mode.
 
-    def __init__(self, device: str) -> None:
+    On the CPU it is tested with 2.4.0; no GPU was there to run nvJPEG on.
+    """
+
+    def __init__(self, decoder: Decoder, device: str) -> None:
+        found = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+        rule = "needs NVIDIA DALI, the package nvidia-dali-cuda120"
+        check(found, "data.image.decoder", decoder.value, rule, Decoder.turbo.value)
         self.device = device
         self._dali: Any = import_module("nvidia.dali.experimental.dynamic")
         self._cubic: Any = import_module("nvidia.dali.types").INTERP_CUBIC

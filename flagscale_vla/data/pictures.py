@@ -61,10 +61,14 @@ class PictureReader:
 
     Args:
         config: sizes, back end and changes.
+
+    Raises:
+        ConfigError: the back end is not installed.
     """
 
     def __init__(self, config: ImageConfig) -> None:
         self.config = config
+        decoders.open_backend(config.decoder)
 
     def read(self, key: str, segments: Iterable[Segment]) -> list[Clip]:
         """All pictures and films of a sample, in order.

@@ -10,11 +10,13 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
+from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.image import Decoder, PixelLimits
 from flagscale_vla.data import decoders, images
 from flagscale_vla.data.decoders import fit, load, open_backend, scaled_sides
 from flagscale_vla.data.faults import BadSampleError
-from tests.samples import encode_picture, picture
+from flagscale_vla.data.pictures import PictureReader
+from tests.samples import encode_picture, image_config, picture
 
 LIMITS = PixelLimits(64 * 28 * 28, 128 * 28 * 28)
 """EO-1's."""
@@ -141,3 +143,12 @@ def test_dali_is_near_pillow() -> None:
     apart = difference(*(load("k.a", encoded, LIMITS, decoder) for decoder in (Decoder.pillow, Decoder.dali)))
     assert apart.mean() < 0.5
     assert apart.max() <= 16
+
+
+@pytest.mark.skipif(HAS_DALI, reason="DALI is installed")
+@pytest.mark.parametrize("decoder", [Decoder.dali, Decoder.dali_gpu])
+def test_dali_that_is_not_installed_is_told_before_anything_is_read(decoder: Decoder) -> None:
+    config = image_config()
+    config.decoder = decoder
+    with pytest.raises(ConfigError, match=rf"data\.image\.decoder={decoder.value}: needs NVIDIA DALI"):
+        PictureReader(config)

@@ -157,8 +157,11 @@ def observe(raw: RawSample) -> Observation:
     return Observation(images=images, state=state.values, instruction=text.text, robot=state.robot)
 
 
+@pytest.mark.parametrize("decoder", [Decoder.pillow, Decoder.turbo])
 @pytest.mark.parametrize("robot", [SAWYER, PANDA])
-def test_a_policy_sees_what_training_saw(recipe: Recipe, robot: object) -> None:
+def test_a_policy_sees_what_training_saw(decoder: Decoder, robot: object) -> None:
+    recipe = make_recipe()
+    recipe.image.decoder = decoder
     raw = robot_sample(5, robot, side=200)  # type: ignore[arg-type]
     trained = recipe.sample(raw, seed=0, epoch=0, augment=False)
     prompt = recipe.prompt(observe(raw), seed=7)
