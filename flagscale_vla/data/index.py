@@ -25,7 +25,7 @@ from flagscale_vla.data.store import Place, Store, find_shards
 from flagscale_vla.robots.embodiments import FILE_NAME as EMBODIMENTS_FILE
 from flagscale_vla.robots.statistics import RobotStatistics
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 BYTES_PER_PROCESS = 256 << 20
 """Starting a process costs about as much as reading this much."""
 ARRAYS = ("shard", "start", "size", "lengths", "segments", "segment_starts", "cuts")

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -113,6 +114,9 @@ class _Scanner:
         self.lengths: list[NDArray[np.int64]] = []
         self.cuts: list[bool] = []
         self.faults: list[Fault] = []
+        self.groups: Counter[str] = Counter()
+        """groups of members of each key; more than one of a sample whose members do not lie together"""
+        self.bad_keys: dict[Fault, str] = {}
 
     def samples(self) -> Iterator[RawSample]:
         """The good ones."""
@@ -122,11 +126,13 @@ class _Scanner:
         try:
             for group in group_members(walk_tar(self.buffer, whole=True)):
                 self.digest.advance(group.start)
+                self.groups[group.key] += 1
                 try:
                     raw = parse_sample(self.shard, group, self.buffer)
                     layout = self.recipe.lay_out(raw)
                 except BadSampleError as error:
                     self.faults.append(Fault.of(self.shard, error))
+                    self.bad_keys[self.faults[-1]] = group.key
                     continue
                 self.keys.append(group.key)
                 self.places.append((group.start, group.end - group.start, len(layout.tokens)))
@@ -145,7 +151,7 @@ class _Scanner:
             segments=lengths.astype(np.int32),
             counts=np.asarray([len(part) for part in self.lengths], np.int32),
             cuts=np.asarray(self.cuts, np.bool_),
-            faults=self.faults,
+            faults=list(self._joined_faults()),
             digest=self.digest.finish(),
             gatherers=gatherers,
         )
@@ -155,6 +161,18 @@ class _Scanner:
         self.lengths.append(np.diff([*layout.segment_starts, len(layout.tokens)]))
         assistants = [True, *(is_assistants(segment) for segment in raw.segments)]
         self.cuts += [before and not own for before, own in pairwise(assistants)]
+
+    def _joined_faults(self) -> Iterator[Fault]:
+        """The faults, those of a sample whose members are scattered over the shard as one."""
+        told = set()
+        for fault in self.faults:
+            key = self.bad_keys.get(fault, "")
+            if self.groups[key] < 2:
+                yield fault
+            elif key not in told:
+                told.add(key)
+                reason = f"its members do not lie together but in {self.groups[key]} places"
+                yield Fault(shard=self.shard, member=key, reason=reason)
 
     def _refuse(self, member: str, reason: str) -> None:
         self.faults.append(Fault(shard=self.shard, member=member, reason=reason))
