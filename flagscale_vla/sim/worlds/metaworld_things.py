@@ -8,19 +8,26 @@ import numpy as np
 from flagscale_vla.sim.worlds.scene import bodies_under, shown_geoms
 from flagscale_vla.sim.worlds.things import GRIPPER, Thing
 
+Parts = dict[str, tuple[str, ...]]
+"""A thing's name to what of the model it is: `body` alone, `tree` with what hangs on the body, `material`, or `site`."""
+
 SHOWN_GROUPS = (0, 1, 2)
 FINGERS = ("rightEndEffector", "leftEndEffector")
 """The red dots at the fingertips."""
-PUCK = {"puck": ("body obj",)}
-DRAWER = {
+PUCK: Parts = {"puck": ("body obj",)}
+DRAWER: Parts = {
     "drawer": ("tree drawer_link",),
     "drawer handle": ("material drawer_white",),
     "drawer case": ("body drawercase_link",),
     "green marker": ("site goal",),
 }
-WINDOW = {"window": ("tree window",), "window handle": ("material window_white",), "green marker": ("site goal",)}
+WINDOW: Parts = {
+    "window": ("tree window",),
+    "window handle": ("material window_white",),
+    "green marker": ("site goal",),
+}
 
-THINGS: dict[str, dict[str, tuple[str, ...]]] = {
+THINGS: dict[str, Parts] = {
     "button-press-topdown": {"red button": ("material btn_red",), "button box": ("body buttonbox",)},
     "drawer-close": DRAWER,
     "drawer-open": DRAWER,
@@ -35,8 +42,7 @@ THINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "reach": PUCK | {"red marker": ("site goal",)},
     "pick-place": PUCK | {"blue marker": ("site goal",)},
 }
-"""Per task, a thing's name to what of the model it is: `body` alone, `tree` with what hangs on the body, `material`,
-or `site`."""
+"""Of each task, besides the gripper."""
 
 SUBTASKS: dict[str, dict[str, str]] = {
     "button-press-topdown": {"reach": "move over the red button", "press": "press the red button down"},
