@@ -9,7 +9,7 @@ from flagscale_vla.sim.worlds.scene import bodies_under, shown_geoms
 from flagscale_vla.sim.worlds.things import GRIPPER, Thing
 
 Parts = dict[str, tuple[str, ...]]
-"""A thing's name to what of the model it is: `body` alone, `tree` with what hangs on the body, `material`, or `site`."""
+"""A thing's name to what of the model it is: `body` alone, `tree` with what hangs on it, `material`, or `site`."""
 
 SHOWN_GROUPS = (0, 1, 2)
 FINGERS = ("rightEndEffector", "leftEndEffector")
