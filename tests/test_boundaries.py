@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
 
 DOORS: dict[tuple[str, str], set[str]] = {
     ("sim", "policy"): {"client"},
-    ("sim", "data"): {"pool", "shards", "read", "store", "tar"},
+    ("sim", "data"): {"place", "pool", "shards", "read", "store", "tar"},
     ("policy", "data"): {"recipe", "pack"},
 }
 """(room, other) to the only modules of `other` that it may import: shard reading and writing, and processes, for the

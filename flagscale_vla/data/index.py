@@ -18,10 +18,11 @@ from tqdm import tqdm
 from flagscale_vla.data.faults import Fault
 from flagscale_vla.data.gather import Gatherers, from_arrays, join, merge, to_arrays
 from flagscale_vla.data.kept import kept_name
+from flagscale_vla.data.place import Place
 from flagscale_vla.data.pool import map_jobs
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.scan import Scan, find_arrays, find_scan, pack_arrays, scan_shard, scan_to_bytes
-from flagscale_vla.data.store import Place, Store, find_shards
+from flagscale_vla.data.store import Store, find_shards
 from flagscale_vla.robots.embodiments import FILE_NAME as EMBODIMENTS_FILE
 from flagscale_vla.robots.statistics import RobotStatistics
 

@@ -51,6 +51,8 @@ class _Reader(Dataset[_Delivery]):
     def __getitem__(self, orders: tuple[Order, ...]) -> _Delivery:
         samples: list[Sample] = []
         faults: list[Fault] = []
+        for number, (_, store) in enumerate(self.sources):
+            store.prepare(order.place for order in orders if order.source == number)
         for order in orders:
             try:
                 raw = read_item(*self.sources[order.source], order)

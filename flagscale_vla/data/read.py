@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagscale_vla.data.faults import BadSampleError
+from flagscale_vla.data.place import Place
 from flagscale_vla.data.shards import MOST_FPS, READ_VERSIONS
-from flagscale_vla.data.store import Place, Store
+from flagscale_vla.data.store import Store
 from flagscale_vla.data.tar import LAST_MEMBER, BrokenTarError, Buffer, Group, group_members, walk_tar
 from flagscale_vla.records import Action, Image, RawSample, Segment, State, Text, Video
 

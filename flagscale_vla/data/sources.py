@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from flagscale_vla.data.faults import Fault
 from flagscale_vla.data.index import Index
+from flagscale_vla.data.place import Place
 from flagscale_vla.data.read import read_sample
-from flagscale_vla.data.store import Place, Store
+from flagscale_vla.data.store import Store
 from flagscale_vla.records import RawSample
 
 PIECE_MARK = "#"

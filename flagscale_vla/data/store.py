@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +12,10 @@ from typing import Protocol
 
 from flagscale_vla.config.data import CacheConfig
 from flagscale_vla.data.kept import KEPT_FOLDER, Kept
+from flagscale_vla.data.place import Place
 from flagscale_vla.data.remote import RemoteStore, elsewhere
 from flagscale_vla.data.shards import list_shards
 from flagscale_vla.data.tar import Buffer
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where one sample lies."""
-
-    shard: str
-    """file name of the tar"""
-    start: int
-    """first byte"""
-    size: int
-    """bytes"""
 
 
 class Store(Protocol):
@@ -67,6 +56,9 @@ class Store(Protocol):
         Raises:
             OSError: they cannot be read; names the file.
         """
+
+    def prepare(self, places: Iterable[Place]) -> None:
+        """Make ready what is to be read next, where that takes long. What fails here is told when it is read."""
 
     def find(self, name: str) -> bytes | None:
         """A small file; None where there is none.
@@ -125,6 +117,9 @@ class LocalStore:
             return os.pread(file, size, start)
         finally:
             os.close(file)
+
+    def prepare(self, places: Iterable[Place]) -> None:
+        """Nothing: a disk is near."""
 
     def find(self, name: str) -> bytes | None:
         """As `Store`."""

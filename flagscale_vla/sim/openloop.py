@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from flagscale_vla.config.checks import ConfigError
+from flagscale_vla.data.place import Place
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.data.shards import list_shards
-from flagscale_vla.data.store import LocalStore, Place, Store
+from flagscale_vla.data.store import LocalStore, Store
 from flagscale_vla.data.tar import group_members, walk_tar
 from flagscale_vla.policy.client import PolicyClient
 from flagscale_vla.records import Action, Image, Observation, RawSample, State, Text

@@ -28,6 +28,9 @@ class FolderServer(ThreadingHTTPServer):
         self.released = threading.Event()
         """while it is not set, answers with a range wait"""
         self.released.set()
+        self.waiting = 0
+        """answers with a range that were asked for"""
+        self.counting = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -52,6 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._begin(200, len(content), path)
             self.wfile.write(content)
             return
+        with self.server.counting:
+            self.server.waiting += 1
         self.server.released.wait(20)
         start, last = map(int, found.groups())
         part = content[start : last + 1]

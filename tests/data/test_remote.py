@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +19,15 @@ import pytest
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.data import CacheConfig
 from flagscale_vla.data import remote
-from flagscale_vla.data.faults import BadSampleError
+from flagscale_vla.data.faults import BadSampleError, Quarantine
 from flagscale_vla.data.index import Index, build_index, open_index
+from flagscale_vla.data.loader import Loader
+from flagscale_vla.data.plan import Position
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.store import LocalStore, Store, open_store
 from tests.data.servers import FolderServer, served
-from tests.samples import PANDA, make_recipe, picture_sample, robot_sample, text_sample, write_shards
+from tests.samples import PANDA, make_feed, make_recipe, picture_sample, robot_sample, text_sample, write_shards
 
 RAWS = [*(robot_sample(seed) for seed in range(6)), robot_sample(20, PANDA), text_sample(0, 40), picture_sample(1, 20)]
 MANY = 64 << 20
@@ -153,6 +157,42 @@ def test_a_server_that_hangs_is_given_up(
     server.released.clear()
     with pytest.raises(BadSampleError, match=r"train-\d+\.tar failed 4 times: FSTimeoutError"):
         read_sample(index.store, index.place(2))
+
+
+def test_a_row_is_fetched_at_once_and_read_from_the_cache(server: FolderServer, tmp_path: Path, recipe: Recipe) -> None:
+    index = build_index(cached(tmp_path, server.url), "train", recipe)
+    places = [index.place(sample) for sample in range(len(index))]
+    server.sent.clear()
+    server.waiting = 0
+    server.released.clear()
+    thread = threading.Thread(target=index.store.prepare, args=(places,))
+    thread.start()
+    until = time.monotonic() + 10
+    while server.waiting < len(places) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert server.waiting == len(places)
+    server.released.set()
+    thread.join()
+    assert sorted(server.sent) == sorted((place.shard, place.start, place.size) for place in places)
+    for place in places:
+        assert read_sample(index.store, place).segments
+    assert len(server.sent) == len(places)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_reads_at_a_url_what_it_reads_in_the_folder(
+    folder: Path, server: FolderServer, tmp_path: Path, recipe: Recipe, workers: int
+) -> None:
+    rows = []
+    for store in (LocalStore(folder), cached(tmp_path, server.url)):
+        index = build_index(store, "train", recipe)
+        feed = make_feed(index, recipe.with_statistics(index.statistics), 256, seed=0, augment=False)
+        quarantine = Quarantine(tmp_path / "list.jsonl", 0.2)
+        with Loader(
+            feed, dp_rank=0, dp_size=1, position=Position(), workers=workers, pin=False, quarantine=quarantine
+        ) as loader:
+            rows.append([(batch.keys, batch.tokens.tolist(), batch.pixels.sum().item()) for batch in loader.take(4)])
+    assert rows[0] == rows[1]
 
 
 def test_an_index_is_not_built_on_what_could_not_be_fetched(

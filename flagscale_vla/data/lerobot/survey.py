@@ -10,8 +10,9 @@ from typing import Any
 from flagscale_vla.data.convert.converter import Refusal
 from flagscale_vla.data.convert.pictures import read_size
 from flagscale_vla.data.faults import BadSampleError
+from flagscale_vla.data.place import Place
 from flagscale_vla.data.read import parse_meta, parse_sample
-from flagscale_vla.data.store import Place, Store
+from flagscale_vla.data.store import Store
 from flagscale_vla.data.tar import BrokenTarError, Buffer, Group, group_members, walk_tar
 from flagscale_vla.records import Action, Image, RawSample, State, Text
 
