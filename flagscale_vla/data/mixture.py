@@ -59,25 +59,25 @@ class Stream:
     def __init__(self, lengths: Integers, seed: int, number: int) -> None:
         self.lengths, self.seed, self.number = lengths, seed, number
         self.tokens = int(lengths.sum())
-        self._passes: dict[int, tuple[Integers, Integers]] = {}
+        self._orders: dict[int, NDArray[np.signedinteger]] = {}
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def _pass(self, number: int) -> tuple[Integers, Integers]:
-        """(samples in order, tokens up to and with each) of one pass; the last two asked for are kept."""
-        if number not in self._passes:
-            while len(self._passes) >= KEPT_PASSES:
-                del self._passes[min(self._passes)]
+    def _pass(self, number: int) -> NDArray[np.signedinteger]:
+        """Samples in the order of one pass; the last two asked for are kept, no wider than they must be."""
+        if number not in self._orders:
+            while len(self._orders) >= KEPT_PASSES:
+                del self._orders[min(self._orders)]
             order = generator(self.seed, PASS, self.number, number).permutation(len(self))
-            self._passes[number] = order, np.cumsum(self.lengths[order])
-        return self._passes[number]
+            self._orders[number] = order.astype(np.min_scalar_type(-len(self)))
+        return self._orders[number]
 
     def take(self, start: int, stop: int) -> tuple[Integers, Integers]:
         """(samples, passes made before), each i64[stop - start], of positions [start, stop)."""
         passes = np.arange(start, stop) // len(self)
         parts = [
-            self._pass(number)[0][max(start - number * len(self), 0) : stop - number * len(self)]
+            self._pass(number)[max(start - number * len(self), 0) : stop - number * len(self)]
             for number in range(start // len(self), -(-stop // len(self)))
         ]
         return np.concatenate([np.empty(0, np.int64), *parts]), passes
@@ -85,13 +85,14 @@ class Stream:
     def tokens_before(self, position: int) -> int:
         """Tokens of all samples before a position."""
         passes, place = divmod(position, len(self))
-        return passes * self.tokens + (int(self._pass(passes)[1][place - 1]) if place else 0)
+        own = int(self.lengths[self._pass(passes)[:place]].sum()) if place else 0
+        return passes * self.tokens + own
 
     def position(self, tokens: float) -> int:
         """The position before which the number of tokens is nearest to `tokens`."""
         passes = int(tokens // self.tokens)
-        order, ends = self._pass(passes)
-        middles = ends - self.lengths[order] / 2
+        own = self.lengths[self._pass(passes)]
+        middles = np.cumsum(own) - own / 2
         return passes * len(self) + int(np.searchsorted(middles, tokens - passes * self.tokens))
 
 

@@ -92,7 +92,7 @@ def plan_era(mixture: Mixture, era: int, first: int, *, capacity: int, pool: int
         own = drawn.source == number
         tokens[own] = stream.lengths[drawn.item[own]]
     rows = pack_pooled(tokens.tolist(), capacity, pool)
-    # Long samples leave the pool first and short ones last: as they come, rows would begin with some sources alone.
+    # Long samples leave the pool a little sooner, and the last rows are made of what is left: no stretch is to lack either.
     shuffled = generator(mixture.seed, ROWS, era).permutation(len(rows)).tolist()
     order, ends = _in_order([rows[row] for row in shuffled], tokens, capacity, first)
     return EraPlan(
@@ -127,6 +127,7 @@ class Plan:
         self._eras: dict[int, EraPlan] = {}
         self._firsts = {position.era: position.first}
         self._last = position.era
+        self._before: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def position(self, packs: int) -> Position:
         """Where row `packs` is; the era it is in is not planned where the row before it is the end of another.
@@ -159,16 +160,18 @@ class Plan:
     def given(self, packs: int) -> list[Given]:
         """What each source has given in the first `packs` rows, bad samples among them."""
         place = self.position(packs)
-        before = self.mixture.positions(place.era)
-        own, tokens = self._within(place)
-        return [
-            Given(
-                samples=start + int(count),
-                tokens=stream.tokens_before(start) + int(added),
-                passes=(start + int(count)) / len(stream),
-            )
-            for stream, start, count, added in zip(self.mixture.streams, before, own, tokens, strict=True)
-        ]
+        starts, before = self._begun(place.era)
+        counts, tokens = self._within(place)
+        sums = zip(self.mixture.streams, (starts + counts).tolist(), (before + tokens).tolist(), strict=True)
+        return [Given(samples=given, tokens=used, passes=given / len(stream)) for stream, given, used in sums]
+
+    def _begun(self, era: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Samples and tokens, each i64[sources], before an era; those of the last era asked for are kept."""
+        if self._before is None or self._before[0] != era:
+            starts = self.mixture.positions(era)
+            tokens = [stream.tokens_before(start) for stream, start in zip(self.mixture.streams, starts, strict=True)]
+            self._before = era, np.asarray(starts), np.asarray(tokens)
+        return self._before[1:]
 
     def _within(self, place: Position) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Samples and tokens, each i64[sources], of the rows between an era's beginning and a position."""
