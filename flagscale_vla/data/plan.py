@@ -75,6 +75,14 @@ class EraPlan:
         part = slice(self.ends[number - 1] if number else 0, self.ends[number])
         return Row(source=self.source[part], item=self.item[part], epoch=self.epoch[part])
 
+    def sums(self, sources: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Samples and tokens of each source, i64[rows + 1, sources], before each row and in all of them."""
+        rows = np.repeat(np.arange(1, len(self) + 1), np.diff(self.ends, prepend=0))
+        places, shape = rows * sources + self.source, (len(self) + 1, sources)
+        counts = np.bincount(places, minlength=shape[0] * sources).reshape(shape)
+        tokens = np.bincount(places, weights=self.tokens, minlength=shape[0] * sources).reshape(shape)
+        return counts.cumsum(axis=0), tokens.astype(np.int64).cumsum(axis=0)
+
 
 def plan_era(mixture: Mixture, era: int, first: int, *, capacity: int, pool: int) -> EraPlan:
     """Place every sample of an era.
@@ -92,7 +100,7 @@ def plan_era(mixture: Mixture, era: int, first: int, *, capacity: int, pool: int
         own = drawn.source == number
         tokens[own] = stream.lengths[drawn.item[own]]
     rows = pack_pooled(tokens.tolist(), capacity, pool)
-    # Long samples leave the pool a little sooner, and the last rows are made of what is left: no stretch is to lack either.
+    # Long samples leave the pool a little sooner, and what is left makes the last rows: no stretch is to lack either.
     shuffled = generator(mixture.seed, ROWS, era).permutation(len(rows)).tolist()
     order, ends = _in_order([rows[row] for row in shuffled], tokens, capacity, first)
     return EraPlan(
@@ -127,24 +135,36 @@ class Plan:
         self._eras: dict[int, EraPlan] = {}
         self._firsts = {position.era: position.first}
         self._last = position.era
+        self._sums: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._before: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def position(self, packs: int) -> Position:
         """Where row `packs` is; the era it is in is not planned where the row before it is the end of another.
 
+        A run asks for where it stands: what was given in earlier eras is forgotten.
+
         Raises:
             MixtureEndError: there are fewer rows.
         """
+        place = self._locate(packs)
+        self._sums = {era: sums for era, sums in self._sums.items() if era >= place.era}
+        return place
+
+    def _locate(self, packs: int) -> Position:
         assert packs >= min(self._firsts.values()), "rows before the position's era cannot be asked for"
         era = self._last
         while packs < self._firsts[era]:
             era -= 1
-        while packs >= (end := self._firsts[era] + len(self.era(era))):
+        while packs >= (end := self._end(era)):
             era += 1
             self._firsts[era], self._last = end, max(self._last, era)
             if packs == end:
                 break
         return Position(packs=packs, era=era, first=self._firsts[era])
+
+    def _end(self, era: int) -> int:
+        """Rows before the era after this one. Readers are far ahead, so that it is often known."""
+        return self._firsts[era + 1] if era + 1 in self._firsts else self._firsts[era] + len(self.era(era))
 
     def row(self, number: int) -> Row:
         """One row, counted from the start of training.
@@ -152,9 +172,9 @@ class Plan:
         Raises:
             MixtureEndError: there are fewer rows.
         """
-        place = self.position(number)
-        while number >= place.first + len(self.era(place.era)):
-            place = self.position(number + 1)
+        place = self._locate(number)
+        while number >= self._end(place.era):
+            place = self._locate(number + 1)
         return self.era(place.era).row(number - place.first)
 
     def given(self, packs: int) -> list[Given]:
@@ -175,13 +195,13 @@ class Plan:
 
     def _within(self, place: Position) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Samples and tokens, each i64[sources], of the rows between an era's beginning and a position."""
-        sources = len(self.mixture.streams)
         if place.packs == place.first:
-            return np.zeros(sources, np.int64), np.zeros(sources, np.int64)
-        era = self.era(place.era)
-        part = slice(0, era.ends[place.packs - place.first - 1])
-        tokens = np.bincount(era.source[part], weights=era.tokens[part], minlength=sources)
-        return np.bincount(era.source[part], minlength=sources), tokens.astype(np.int64)
+            none = np.zeros(len(self.mixture.streams), np.int64)
+            return none, none
+        if place.era not in self._sums:
+            self._sums[place.era] = self.era(place.era).sums(len(self.mixture.streams))
+        counts, tokens = self._sums[place.era]
+        return counts[place.packs - place.first], tokens[place.packs - place.first]
 
     def era(self, number: int) -> EraPlan:
         """The rows of one era, which must not be before the position's; the last two asked for are kept."""
@@ -190,4 +210,5 @@ class Plan:
                 del self._eras[min(self._eras)]
             first = self._firsts[number]
             self._eras[number] = plan_era(self.mixture, number, first, capacity=self.capacity, pool=self.pool)
+            self._sums[number] = self._eras[number].sums(len(self.mixture.streams))
         return self._eras[number]

@@ -126,6 +126,23 @@ def test_what_was_given_is_counted_by_source(unbroken: list[Ids]) -> None:
             assert part.passes == len(own) / SIZES[source]
 
 
+def test_readers_far_ahead_make_nothing_be_planned_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[int] = []
+
+    def noted(mixture: Mixture, era: int, first: int, *, capacity: int, pool: int) -> object:
+        planned.append(era)
+        return plan_era(mixture, era, first, capacity=capacity, pool=pool)
+
+    monkeypatch.setattr("flagscale_vla.data.plan.plan_era", noted)
+    plan = make_plan()
+    for packs in range(0, 1000, 50):
+        plan.row(packs + 900)
+        position = plan.position(packs)
+        assert sum(part.samples for part in plan.given(packs)) >= packs
+    assert position.era < max(planned) - 2
+    assert planned == sorted(set(planned))
+
+
 def test_rows_end_with_the_mixture() -> None:
     plan = make_plan(epochs=2)
     # The smallest source gives its 7 samples twice, and is a tenth of all.
