@@ -217,7 +217,7 @@ def pack_arrays(rest: object, arrays: dict[str, NDArray[Any]]) -> bytes:
     """A `.npz` file of arrays and of what JSON can hold."""
     buffer = io.BytesIO()
     text = np.frombuffer(json.dumps(rest, ensure_ascii=False).encode(), np.uint8)
-    np.savez_compressed(buffer, rest=text, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, rest=text, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
