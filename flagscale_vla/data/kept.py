@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -15,6 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+logger = logging.getLogger(__name__)
 
 KEPT_FOLDER = ".index"
 LOCK = ".lock"
@@ -97,8 +101,16 @@ class Kept:
         with (folder / LOCK).open("rb") as lock:
             # A file system without locks costs only that two may do the same work: all that is kept appears whole.
             with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _lock(lock, folder)
             yield
+
+
+def _lock(lock: BinaryIO, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.info("waiting for another process that looks through shards and keeps it in %s", folder)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _clean(folder: Path) -> None:
