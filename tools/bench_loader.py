@@ -1,6 +1,6 @@
 """Samples of our loader in a second of CPU time on JPEGs of 640 x 480, beside decoding alone and other loaders.
 
-    python tools/bench_loader.py [--workers 0 1 2] [--rounds 7] [--lerobot-python PYTHON] [--stand-in MODULE]
+    python tools/bench_loader.py [--workers 0 1 2] [--decoder turbo] [--lerobot-python PYTHON] [--stand-in MODULE]
 
 A sample is a robot's frame: two cameras, a state, an instruction and a chunk of 16 actions, in plain tars on this disk,
 which the page cache holds. Pictures go to 252 x 168, Qwen's smart resize for an area of 224 x 224. Against us stand
@@ -64,10 +64,9 @@ LIMITS = PixelLimits(28 * 28, 224 * 224)
 GRID = (12, 18)
 """Patches of a picture of 640 x 480 within those limits."""
 HORIZON = 16
-ROW = 1024
+ROW = 4096
 SHARD_BYTES = 16 << 20
 GOALS = {"decoding": 0.95, "webdataset": 1.3, "lerobot": 3.0}
-DECODER = Decoder.turbo
 
 Give = Callable[[int], int]
 """Gives at least so many samples, and says how many: rows of ours are whole."""
@@ -117,14 +116,14 @@ def write(folder: Path, count: int) -> list[bytes]:
     return pictures
 
 
-def compose_run(folder: Path) -> TrainRun:
+def compose_run(folder: Path, decoder: Decoder) -> TrainRun:
     """Settings of the tiny run on these shards, pictures as above and unchanged."""
     register_schemas()
     overrides = [
         f"data.shards={folder}",
         f"data.image.min_pixels={LIMITS.min_pixels}",
         f"data.image.max_pixels={LIMITS.max_pixels}",
-        f"data.image.decoder={DECODER.value}",
+        f"data.image.decoder={decoder.value}",
         f"data.pack_length={ROW}",
         f"action.horizon={HORIZON}",
     ]
@@ -162,23 +161,23 @@ def ours(feed: Feed, workers: int, folder: Path) -> Give:
     return give
 
 
-def decode_all(pictures: list[bytes]) -> None:
+def decode_all(pictures: list[bytes], decoder: Decoder) -> None:
     """Our back end alone."""
     torch.set_num_threads(1)
     for encoded in pictures:
-        load("picture", encoded, LIMITS, DECODER)
+        load("picture", encoded, LIMITS, decoder)
 
 
-def decoding(pictures: list[bytes], pool: Pool | None, workers: int) -> Give:
+def decoding(pictures: list[bytes], decoder: Decoder, pool: Pool | None, workers: int) -> Give:
     """Our back end alone, in as many processes as the loader has workers."""
     endless = cycle(pictures)
 
     def give(samples: int) -> int:
         encoded = list(islice(endless, samples * len(ROBOT.cameras)))
         if pool is None:
-            decode_all(encoded)
+            decode_all(encoded, decoder)
         else:
-            pool.map(decode_all, [encoded[part::workers] for part in range(workers)], chunksize=1)
+            pool.starmap(decode_all, [(encoded[part::workers], decoder) for part in range(workers)], chunksize=1)
         return samples
 
     return give
@@ -305,7 +304,7 @@ def bench(
     pool = get_context("forkserver").Pool(workers) if workers else None
     sides = {
         "ours": opened(lambda: ours(feed, workers, folder)),
-        "decoding": Side(decoding(pictures, pool, workers), pool_pids(pool)),
+        "decoding": Side(decoding(pictures, feed.recipe.image.decoder, pool, workers), pool_pids(pool)),
         "webdataset": opened(lambda: plain_webdataset(folder / "shards", workers)),
     }
     theirs = None
@@ -325,6 +324,7 @@ def main() -> None:
     """Measure; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--decoder", choices=[decoder.value for decoder in Decoder], default="turbo")
     parser.add_argument("--frames", type=int, default=120, help="different samples")
     parser.add_argument("--samples", type=int, default=40, help="samples of a round")
     parser.add_argument("--rounds", type=int, default=7)
@@ -335,7 +335,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures = write(folder / "shards", options.frames)
-        feed = open_feed(compose_run(folder / "shards"), folder / "shards")
+        feed = open_feed(compose_run(folder / "shards", Decoder(options.decoder)), folder / "shards")
         print(f"{options.frames} samples, JPEGs of {statistics.mean(map(len, pictures)):,.0f} bytes")
         print("| workers | side | samples a CPU second | ours by it | quartiles | goal |\n|---|---|---|---|---|---|")
         figures: dict[str, float] = {}

@@ -181,8 +181,8 @@ def test_updates_too_small_for_bfloat16_add_up() -> None:
     assert torch.cat(moved[30]).float().mean() > 0.5
 
 
-ROUGH = 2e-3
-"""Relative difference that bfloat16's other order of sums may make."""
+ROUGH = 4e-3
+"""Relative difference that bfloat16's other order of sums may make: its numbers are 4e-3 of themselves apart."""
 
 
 def bfloat16_losses(_rank: int, overrides: list[str]) -> list[float]:
