@@ -94,7 +94,7 @@ class RemoteStore:
         if self.protocol in UNLISTED:
             return self._listed(split)
         try:
-            entries = self._try("it", lambda: self._files.ls(self._url, detail=True, **self._limits))
+            entries = self._try("", lambda: self._files.ls(self._url, detail=True, **self._limits))
         except FileNotFoundError:
             return ()
         found = {entry["name"].rpartition("/")[2]: entry for entry in entries}

@@ -18,7 +18,7 @@ import pytest
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.config.data import CacheConfig
-from flagscale_vla.data import remote
+from flagscale_vla.data import remote, scan
 from flagscale_vla.data.faults import BadSampleError, Quarantine
 from flagscale_vla.data.index import Index, build_index, open_index
 from flagscale_vla.data.loader import Loader
@@ -112,7 +112,9 @@ def test_what_fsspec_lists_needs_no_list(folder: Path, tmp_path: Path, recipe: R
 def test_a_shard_is_fetched_once_while_it_is_looked_through(
     folder: Path, server: FolderServer, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "PIECE", 30_000)
+    # Far fewer bytes at hand than a shard has.
+    for module in (remote, scan):
+        monkeypatch.setattr(module, "PIECE", 8192)
     build_index(cached(tmp_path, server.url), "train", recipe)
     assert sum(size for _, _, size in server.sent) == sum(path.stat().st_size for path in folder.glob("train-*.tar"))
 
