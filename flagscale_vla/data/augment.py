@@ -16,14 +16,17 @@ from enum import Enum
 
 import numpy as np
 import PIL.Image
+import torch
 from PIL import ImageEnhance
 
 from flagscale_vla.config.image import AugmentConfig
 from flagscale_vla.data.images import Pixels
 from flagscale_vla.records import Action, Segment, State, Text
 
-HUES = 256
-"""Steps of Pillow's colour circle."""
+SIXTHS = 6.0
+"""Of the colour circle: from red over yellow to green, and so on."""
+PLACES = (5.0, 3.0, 1.0)
+"""Where on it red, green and blue are at their least, less two sixths."""
 
 
 class Kind(Enum):
@@ -107,7 +110,7 @@ def apply(pixels: Pixels, changes: Sequence[Change]) -> Pixels:
 
 
 def apply_one(image: PIL.Image.Image, change: Change) -> PIL.Image.Image:
-    """One change. The colours' are Pillow's enhancers, which torchvision's changes of Pillow images are too."""
+    """One change. All but the hue's are Pillow's own, which torchvision's changes of Pillow images are too."""
     match change.kind:
         case Kind.brightness:
             return ImageEnhance.Brightness(image).enhance(change.strength)
@@ -118,7 +121,7 @@ def apply_one(image: PIL.Image.Image, change: Change) -> PIL.Image.Image:
         case Kind.sharpness:
             return ImageEnhance.Sharpness(image).enhance(change.strength)
         case Kind.hue:
-            return turn_hue(image, change.strength)
+            return PIL.Image.fromarray(turn_hue(np.asarray(image), change.strength))
         case Kind.crop:
             return crop(image, change.strength, *change.place)
         case Kind.rotate:
@@ -127,12 +130,21 @@ def apply_one(image: PIL.Image.Image, change: Change) -> PIL.Image.Image:
             return PIL.Image.fromarray(shift(np.asarray(image), *(int(part) for part in change.place)))
 
 
-def turn_hue(image: PIL.Image.Image, turn: float) -> PIL.Image.Image:
-    """Every colour moved along the colour circle by this share of it; greys stay."""
-    hue, *others = image.convert("HSV").split()
-    step = round(turn * HUES) % HUES
-    moved = hue.point([(value + step) % HUES for value in range(HUES)])
-    return PIL.Image.merge("HSV", (moved, *others)).convert("RGB")
+def turn_hue(pixels: Pixels, turn: float) -> Pixels:
+    """Every colour moved along the colour circle by this share of it; greys stay. In HSV (Smith 1978), as floats."""
+    red, green, blue = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C"))
+    high, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
+    span = high - low
+    scale = span.clamp(min=1.0).reciprocal_()
+    hue = torch.where(high == green, (blue - red).mul_(scale).add_(2.0), (red - green).mul_(scale).add_(4.0))
+    hue = torch.where(high == red, (green - blue).mul_(scale), hue).add_(SIXTHS * turn)
+    turned = torch.empty((3, *hue.shape))
+    for plane, place in zip(turned, PLACES, strict=True):
+        along = hue + place
+        along -= (along / SIXTHS).floor_().mul_(SIXTHS)
+        share = torch.minimum(along, 4.0 - along).clamp_(0.0, 1.0)
+        torch.sub(high, share.mul_(span), out=plane)
+    return turned.round_().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def crop(image: PIL.Image.Image, share: float, down: float, right: float) -> PIL.Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 
 import numpy as np
@@ -73,13 +74,17 @@ def test_sharpness_is_away_from_a_smoothed_picture() -> None:
     assert np.abs(after - (smooth + pixels[1:-1, 1:-1]) / 2).max() <= 1.5
 
 
-def test_hue_turns_colours_and_leaves_greys() -> None:
-    red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
-    assert np.abs(changed(red, Kind.hue, 1 / 3).astype(int) - (0, 255, 0)).max() <= 6
-    assert np.abs(changed(red, Kind.hue, -1 / 3).astype(int) - (0, 0, 255)).max() <= 6
-    level = np.repeat(noise()[..., :1], 3, axis=2)
-    assert np.array_equal(changed(level, Kind.hue, 0.05), level)
-    assert np.abs(changed(noise(), Kind.hue, 0.0).astype(int) - noise()).max() <= 6
+@pytest.mark.parametrize("turn", [-0.5, -0.05, 0.0, 0.03, 1 / 3, 0.5])
+def test_hue_turns_colours_and_leaves_greys(turn: float) -> None:
+    pixels = noise()
+    pixels[0, :8] = [[0, 0, 0], [255] * 3, [9] * 3, [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [1, 0, 0]]
+    expected = []
+    for colour in pixels.reshape(-1, 3) / 255:
+        hue, saturation, value = colorsys.rgb_to_hsv(*colour)
+        expected.append(colorsys.hsv_to_rgb((hue + turn) % 1.0, saturation, value))
+    after = changed(pixels, Kind.hue, turn)
+    assert np.abs(after - 255 * np.reshape(expected, pixels.shape)).max() <= 0.501
+    assert np.array_equal(after[0, :3], pixels[0, :3])
 
 
 def test_a_crop_keeps_its_share_of_the_area_where_it_is_told() -> None:
