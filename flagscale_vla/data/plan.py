@@ -146,21 +146,20 @@ class Plan:
         Raises:
             MixtureEndError: there are fewer rows.
         """
-        place = self._locate(packs)
-        self._sums = {era: sums for era, sums in self._sums.items() if era >= place.era}
-        return place
+        era = self._era_of(packs, inside=False)
+        self._sums = {number: sums for number, sums in self._sums.items() if number >= era}
+        return Position(packs=packs, era=era, first=self._firsts[era])
 
-    def _locate(self, packs: int) -> Position:
+    def _era_of(self, packs: int, *, inside: bool) -> int:
+        """The era that row `packs` is in; where not `inside`, the first that begins there, which may have no rows."""
         assert packs >= min(self._firsts.values()), "rows before the position's era cannot be asked for"
         era = self._last
-        while packs < self._firsts[era]:
+        while packs < self._firsts[era] or self._firsts.get(era - 1) == packs:
             era -= 1
-        while packs >= (end := self._end(era)):
+        while (inside or packs > self._firsts[era]) and packs >= (end := self._end(era)):
             era += 1
             self._firsts[era], self._last = end, max(self._last, era)
-            if packs == end:
-                break
-        return Position(packs=packs, era=era, first=self._firsts[era])
+        return era
 
     def _end(self, era: int) -> int:
         """Rows before the era after this one. Readers are far ahead, so that it is often known."""
@@ -172,10 +171,8 @@ class Plan:
         Raises:
             MixtureEndError: there are fewer rows.
         """
-        place = self._locate(number)
-        while number >= self._end(place.era):
-            place = self._locate(number + 1)
-        return self.era(place.era).row(number - place.first)
+        era = self._era_of(number, inside=True)
+        return self.era(era).row(number - self._firsts[era])
 
     def given(self, packs: int) -> list[Given]:
         """What each source has given in the first `packs` rows, bad samples among them."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 
 import numpy as np
 import pytest
@@ -171,3 +173,38 @@ def test_every_stretch_of_an_era_has_all_of_its_sources() -> None:
     era = plan_era(mixture, 0, 0, capacity=CAPACITY, pool=1000)
     thirds = np.array_split(era.source, 3)
     assert [float(np.mean(third)) for third in thirds] == pytest.approx([0.5] * 3, abs=0.1)
+
+
+def any_mixture(seed: int) -> Mixture:
+    """Sources of any size, weights of any scale, any stages, and eras down to a single sample."""
+    draw, numbers = random.Random(seed), np.random.default_rng(seed)
+    known = [numbers.integers(1, draw.choice([5, 50, 900]), draw.randint(1, 300)) for _ in range(draw.randint(1, 4))]
+    stages = [
+        Stage(samples=draw.randint(1, 500), weights=tuple(draw.choice([1e-3, 1, 2.5]) for _ in known))
+        for _ in range(draw.randint(0, 3))
+    ]
+    stages.append(Stage(samples=math.inf, weights=tuple(draw.choice([1e-3, 1, 7]) for _ in known)))
+    return Mixture(
+        known,
+        stages,
+        seed=seed,
+        era=draw.choice([1, 7, 100, 5000]),
+        by_tokens=draw.random() < 0.5,
+        epochs=draw.choice([0, 1, 2]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_mixture_rows_go_on_anywhere_and_nothing_comes_twice(seed: int) -> None:
+    mixture = any_mixture(seed)
+    plan = Plan(mixture, CAPACITY, 16, Position())
+    rows: list[Ids] = []
+    with contextlib.suppress(MixtureEndError):
+        rows += (ids(plan, number) for number in range(60))
+    seen = [sample for row in rows for sample in row]
+    assert seen
+    assert len(set(seen)) == len(seen)
+    for packs in (1, len(rows) // 3, len(rows) - 1):
+        resumed = Plan(mixture, CAPACITY, 16, plan.position(packs))
+        assert [ids(resumed, number) for number in range(packs, len(rows))] == rows[packs:]
+        assert plan.position(packs) == Plan(mixture, CAPACITY, 16, Position()).position(packs)
