@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +34,18 @@ def rotary_positions(
     for start, grid, stride in zip(starts, grids, strides, strict=True):
         positions[:, token:start] = np.arange(position, position + start - token)
         position += start - token
-        steps, rows, columns = grid[0], grid[1] // PATCH_MERGE, grid[2] // PATCH_MERGE
-        token = start + steps * rows * columns
-        # In float32 and cut to whole numbers, as transformers does.
-        times = (np.arange(steps, dtype=np.float32) * np.float32(stride)).astype(np.int64)
-        positions[0, start:token] = position + np.repeat(times, rows * columns)
-        positions[1, start:token] = np.tile(np.repeat(np.arange(position, position + rows), columns), steps)
-        positions[2, start:token] = np.tile(np.arange(position, position + columns), steps * rows)
-        position += max(rows, columns)
+        block = grid_positions(grid, stride)
+        token = start + block.shape[1]
+        np.add(block, position, out=positions[:, start:token])
+        position += max(grid[1:]) // PATCH_MERGE
     positions[:, token:] = np.arange(position, position + length - token)
     return positions
+
+
+@lru_cache(maxsize=256)
+def grid_positions(grid: tuple[int, int, int], stride: float) -> NDArray[np.int64]:
+    """Positions i64[3, n] of the n merged patches of a picture or film that begins at 0; a run sees few grids."""
+    steps, rows, columns = grid[0], grid[1] // PATCH_MERGE, grid[2] // PATCH_MERGE
+    # In float32 and cut to whole numbers, as transformers does.
+    times = (np.arange(steps, dtype=np.float32) * np.float32(stride)).astype(np.int64)
+    return np.stack([axis.ravel() for axis in np.meshgrid(times, np.arange(rows), np.arange(columns), indexing="ij")])
