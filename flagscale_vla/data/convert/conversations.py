@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun, Coordinates, CoordinatesConfig, Marks
+from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
 from flagscale_vla.data.convert.converter import Converted, Refusal, Skipped, Unit
 from flagscale_vla.data.convert.coordinates import Rescaling
 from flagscale_vla.data.convert.dialogue import Dialogues, train_on_all
@@ -28,17 +29,27 @@ def run(run: ConvertConversationsRun) -> None:
         ConfigError: a sampling strategy that is none.
         ValueError: a file is missing or of another kind, or too many rows are refused.
     """
-    convert(ConversationConverter(run), run)
+    dialogues = Dialogues(
+        base=Path(run.base),
+        pictures=PictureRule.of(run),
+        film=run.film,
+        rescaling=rescaling_of(run.coordinates),
+        system=run.system,
+        marks=TIGHT if run.marks is Marks.eo1 else LOOSE,
+        mask=train_on_all,
+    )
+    convert(RowConverter(run, dialogues), run)
 
 
 @dataclass(frozen=True, slots=True)
-class ConversationConverter:
+class RowConverter:
     """Rows of `files`, each of which becomes a sample."""
 
-    settings: ConvertConversationsRun
+    settings: ConvertConversationsRun | ConvertReasonerRun
+    dialogues: Dialogues
 
     def embodiments(self) -> Mapping[str, Embodiment]:
-        """None: nobody acts."""
+        """None: nobody acts, and decisions are words."""
         return {}
 
     def units(self) -> Sequence[Unit]:
@@ -50,19 +61,8 @@ class ConversationConverter:
         """One sample or refusal per row."""
         run = self.settings
         for path, key, entry in read_unit(unit, run.files, run.name):
-            yield convert_row(self._dialogues(path), entry, key, run.name)
-
-    def _dialogues(self, path: Path) -> Dialogues:
-        run = self.settings
-        return Dialogues(
-            base=Path(run.base) if run.base else path.parent,
-            pictures=PictureRule.of(run),
-            film=run.film,
-            rescaling=rescaling_of(run.coordinates),
-            system=run.system,
-            marks=TIGHT if run.marks is Marks.eo1 else LOOSE,
-            mask=train_on_all,
-        )
+            dialogues = self.dialogues if run.base else replace(self.dialogues, base=path.parent)
+            yield convert_row(dialogues, entry, key, run.name)
 
 
 def sampled_rows(files: Sequence[str], sampling: str, name: str, seed: int) -> Iterator[Row]:

@@ -7,21 +7,17 @@ turn shows what the decision led to, or tells with `<|feedback|>` that it was wr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from flagscale_vla.config.convert_reasoner import ConvertReasonerRun, MaskRule
-from flagscale_vla.data.convert.conversations import convert_row, read_unit, sampled_rows
-from flagscale_vla.data.convert.converter import Converted, Refusal, Skipped, Unit
+from flagscale_vla.data.convert.conversations import RowConverter
 from flagscale_vla.data.convert.dialogue import Dialogues, Mask, answer_text, train_on_all
 from flagscale_vla.data.convert.job import convert
 from flagscale_vla.data.convert.pictures import PictureRule
-from flagscale_vla.data.convert.plan import group_rows
 from flagscale_vla.data.convert.turns import LOOSE, Role, RowError, Turn
 from flagscale_vla.records import Text
-from flagscale_vla.robots.embodiments import Embodiment
 
 DECISION = re.compile(r"<DecisionMaking>.*?</DecisionMaking>", re.DOTALL)
 
@@ -33,41 +29,16 @@ def run(run: ConvertReasonerRun) -> None:
         ConfigError: a sampling strategy that is none.
         ValueError: a file is missing or of another kind, or too many rows are refused.
     """
-    convert(ReasonerConverter(run), run)
-
-
-@dataclass(frozen=True, slots=True)
-class ReasonerConverter:
-    """Trajectories of `files`, each of which becomes one sample."""
-
-    settings: ConvertReasonerRun
-
-    def embodiments(self) -> Mapping[str, Embodiment]:
-        """None: decisions are words."""
-        return {}
-
-    def units(self) -> Sequence[Unit]:
-        """The chosen rows of all files; a payload's entry is (file, line, byte)."""
-        run = self.settings
-        return group_rows(sampled_rows(run.files, run.sampling, run.name, run.seed), run)
-
-    def samples(self, unit: Unit) -> Iterator[Converted | Refusal | Skipped]:
-        """One sample or refusal per row."""
-        run = self.settings
-        for path, key, entry in read_unit(unit, run.files, run.name):
-            yield convert_row(self._dialogues(path), entry, key, run.name)
-
-    def _dialogues(self, path: Path) -> Dialogues:
-        run = self.settings
-        return Dialogues(
-            base=Path(run.base) if run.base else path.parent,
-            pictures=PictureRule.of(run),
-            film=None,
-            rescaling=None,
-            system=run.system,
-            marks=LOOSE,
-            mask=mask_of(run.mask, run.feedback, one_decision=run.one_decision),
-        )
+    dialogues = Dialogues(
+        base=Path(run.base),
+        pictures=PictureRule.of(run),
+        film=None,
+        rescaling=None,
+        system=run.system,
+        marks=LOOSE,
+        mask=mask_of(run.mask, run.feedback, one_decision=run.one_decision),
+    )
+    convert(RowConverter(run, dialogues), run)
 
 
 def mask_of(rule: MaskRule, feedback: str, *, one_decision: bool) -> Mask:
