@@ -120,7 +120,7 @@ def fill(folder: Path, first: int) -> None:
 
 def test_processes_share_it_and_may_be_killed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=fill, args=(tmp_path, 100 * number)) for number in range(3)]
+    workers = [context.Process(target=fill, args=(tmp_path, 100 * number), daemon=True) for number in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -102,7 +102,7 @@ def open_it(folder: Path, recipe: Recipe, notes: Path, pause: float) -> None:
 
 def start(count: int, *arguments: object) -> list[multiprocessing.process.BaseProcess]:
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=open_it, args=arguments) for _ in range(count)]
+    processes = [context.Process(target=open_it, args=arguments, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     return list(processes)

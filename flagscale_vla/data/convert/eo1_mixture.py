@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from flagscale_vla.config.checks import ConfigError, check
 from flagscale_vla.config.convert_lerobot import Instruction
