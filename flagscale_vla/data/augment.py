@@ -15,18 +15,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-import PIL.Image
-import torch
-from PIL import ImageEnhance
 
 from flagscale_vla.config.image import AugmentConfig
+from flagscale_vla.data import changes as does
 from flagscale_vla.data.images import Pixels
 from flagscale_vla.records import Action, Segment, State, Text
-
-SIXTHS = 6.0
-"""Of the colour circle: from red over yellow to green, and so on."""
-PLACES = (5.0, 3.0, 1.0)
-"""Where on it red, green and blue are at their least, less two sixths."""
 
 
 class Kind(Enum):
@@ -101,69 +94,28 @@ def _draw_one(config: AugmentConfig, kind: Kind, generator: np.random.Generator)
 
 def apply(pixels: Pixels, changes: Sequence[Change]) -> Pixels:
     """The picture u8[h, w, 3] changed, of the same sides."""
-    if not changes:
-        return pixels
-    image = PIL.Image.fromarray(pixels)
     for change in changes:
-        image = apply_one(image, change)
-    return np.asarray(image)
+        pixels = apply_one(pixels, change)
+    return pixels
 
 
-def apply_one(image: PIL.Image.Image, change: Change) -> PIL.Image.Image:
-    """One change. All but the hue's are Pillow's own, which torchvision's changes of Pillow images are too."""
+def apply_one(pixels: Pixels, change: Change) -> Pixels:
+    """One change."""
     match change.kind:
         case Kind.brightness:
-            return ImageEnhance.Brightness(image).enhance(change.strength)
+            return does.brighten(pixels, change.strength)
         case Kind.contrast:
-            return ImageEnhance.Contrast(image).enhance(change.strength)
+            return does.add_contrast(pixels, change.strength)
         case Kind.saturation:
-            return ImageEnhance.Color(image).enhance(change.strength)
+            return does.saturate(pixels, change.strength)
         case Kind.sharpness:
-            return ImageEnhance.Sharpness(image).enhance(change.strength)
+            return does.sharpen(pixels, change.strength)
         case Kind.hue:
-            return PIL.Image.fromarray(turn_hue(np.asarray(image), change.strength))
+            return does.turn_hue(pixels, change.strength)
         case Kind.crop:
-            return crop(image, change.strength, *change.place)
+            return does.crop(pixels, change.strength, *change.place)
         case Kind.rotate:
-            return image.rotate(change.strength, PIL.Image.Resampling.BILINEAR)
+            return does.rotate(pixels, change.strength)
         case Kind.shift:
-            return PIL.Image.fromarray(shift(np.asarray(image), *(int(part) for part in change.place)))
-
-
-def turn_hue(pixels: Pixels, turn: float) -> Pixels:
-    """Every colour moved along the colour circle by this share of it; greys stay. In HSV (Smith 1978), as floats."""
-    red, green, blue = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C"))
-    high, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
-    span = high - low
-    scale = span.clamp(min=1.0).reciprocal_()
-    hue = torch.where(high == green, (blue - red).mul_(scale).add_(2.0), (red - green).mul_(scale).add_(4.0))
-    hue = torch.where(high == red, (green - blue).mul_(scale), hue).add_(SIXTHS * turn)
-    turned = torch.empty((3, *hue.shape))
-    for plane, place in zip(turned, PLACES, strict=True):
-        along = hue + place
-        along -= (along / SIXTHS).floor_().mul_(SIXTHS)
-        share = torch.minimum(along, 4.0 - along).clamp_(0.0, 1.0)
-        torch.sub(high, share.mul_(span), out=plane)
-    return turned.round_().to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-def crop(image: PIL.Image.Image, share: float, down: float, right: float) -> PIL.Image.Image:
-    """A part of the picture with this share of its area, resized to all of it."""
-    side = share**0.5
-    width, height = image.size
-    left, top = right * width * (1 - side), down * height * (1 - side)
-    box = (left, top, left + side * width, top + side * height)
-    return image.resize(image.size, PIL.Image.Resampling.BICUBIC, box=box)
-
-
-def shift(pixels: Pixels, down: int, right: int) -> Pixels:
-    """The whole picture moved by whole pixels, less than its sides; edges are repeated into the gap."""
-    height, width = pixels.shape[:2]
-    top, bottom = max(down, 0), height + min(down, 0)
-    left, end = max(right, 0), width + min(right, 0)
-    moved = np.empty_like(pixels)
-    moved[top:bottom, left:end] = pixels[top - down : bottom - down, left - right : end - right]
-    moved[top:bottom, :left] = moved[top:bottom, left : left + 1]
-    moved[top:bottom, end:] = moved[top:bottom, end - 1 : end]
-    moved[:top], moved[bottom:] = moved[top], moved[bottom - 1]
-    return moved
+            down, right = change.place
+            return does.shift(pixels, int(down), int(right))

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ImageEnhance
 
-from flagscale_vla.data.augment import MOVES, Change, Kind, allowed, apply, draw, shift
+from flagscale_vla.data.augment import MOVES, Change, Kind, allowed, apply, draw
+from flagscale_vla.data.changes import shift
 from flagscale_vla.data.draws import Draw, stream
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.records import Sample, Text
@@ -62,6 +63,24 @@ def test_colours_change_as_their_formulas_say(factor: float) -> None:
         assert np.abs(changed(pixels, kind, factor) - values).max() <= 1 + abs(1 - factor), kind
     enhanced = ImageEnhance.Sharpness(PIL.Image.fromarray(pixels)).enhance(factor)
     assert np.array_equal(changed(pixels, Kind.sharpness, factor), np.asarray(enhanced))
+
+
+@pytest.mark.parametrize("sides", [(28, 42), (1, 5), (2, 2), (3, 4)])
+def test_changes_are_pillows(sides: tuple[int, int]) -> None:
+    pixels = noise(*sides)
+    image = PIL.Image.fromarray(pixels)
+    for factor in (0.5, 1.3):
+        for kind, enhance in {
+            Kind.brightness: ImageEnhance.Brightness,
+            Kind.saturation: ImageEnhance.Color,
+            Kind.sharpness: ImageEnhance.Sharpness,
+        }.items():
+            assert np.array_equal(changed(pixels, kind, factor), np.asarray(enhance(image).enhance(factor))), kind
+        contrast = np.asarray(ImageEnhance.Contrast(image).enhance(factor), np.float64)
+        assert np.abs(changed(pixels, Kind.contrast, factor) - contrast).max() <= 1
+    for degrees in (-3.0, 1.7, 40.0):
+        turned = np.asarray(image.rotate(degrees, PIL.Image.Resampling.BILINEAR), np.float64)
+        assert np.abs(changed(pixels, Kind.rotate, degrees) - turned).max() <= 1
 
 
 def test_sharpness_is_away_from_a_smoothed_picture() -> None:
