@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import zlib
 
-from flagscale_vla.data.images import MOST_PIXELS, open_image
+from flagscale_vla.data.images import MOST_PIXELS, check_scans, open_image
 from flagscale_vla.data.shards import JPEG_MAGIC, PNG_MAGIC
 
 JPEG_END = b"\xff\xd9"
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a frame's header (ITU-T T.81, table B.1)."""
+PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 FRAME_BYTES = 9
 """Marker, length, precision, height and width."""
 BARE = frozenset(range(0xD0, 0xDA)) | {0x01, 0xFF}
@@ -27,16 +28,16 @@ def picture_sides(name: str, encoded: bytes) -> tuple[int, int]:
     """(height, width) of a JPEG or PNG.
 
     Raises:
-        BadSampleError: not a JPEG or PNG, or far too large.
+        BadSampleError: not a JPEG or PNG, far too large, or of too many scans.
     """
-    sides = _jpeg_sides(encoded) if encoded.startswith(JPEG_MAGIC) else _png_sides(encoded)
+    sides = _jpeg_sides(name, encoded) if encoded.startswith(JPEG_MAGIC) else _png_sides(encoded)
     if sides is not None and 0 < sides[0] * sides[1] <= MOST_PIXELS:
         return sides
     picture = open_image(name, encoded)
     return picture.height, picture.width
 
 
-def _jpeg_sides(encoded: bytes) -> tuple[int, int] | None:
+def _jpeg_sides(name: str, encoded: bytes) -> tuple[int, int] | None:
     """From the frame's header of a JPEG that has an end; None where something is odd."""
     if not encoded.endswith(JPEG_END):
         return None
@@ -46,6 +47,8 @@ def _jpeg_sides(encoded: bytes) -> tuple[int, int] | None:
         if encoded[at] != 0xFF or marker in BARE or marker == SCAN:
             return None
         if marker in FRAMES:
+            if marker in PROGRESSIVE:
+                check_scans(name, encoded)
             return int.from_bytes(encoded[at + 5 : at + 7], "big"), int.from_bytes(encoded[at + 7 : at + 9], "big")
         at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
     return None

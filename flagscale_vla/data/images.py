@@ -21,6 +21,9 @@ from flagscale_vla.data.faults import BadSampleError
 LONGEST_RATIO = 200
 MOST_PIXELS = 1 << 26
 """A larger picture is refused before it is decoded."""
+MOST_SCANS = 100
+"""A progressive JPEG of more is refused: each is decoded into all of the picture, however few its bytes."""
+SCAN_MARKER = b"\xff\xda"
 FORMATS = ("JPEG", "PNG")
 Pixels = NDArray[np.uint8]
 
@@ -39,7 +42,7 @@ def open_image(name: str, encoded: bytes) -> PIL.Image.Image:
     """A picture with its header read and its pixels not yet decoded.
 
     Raises:
-        BadSampleError: not a JPEG or PNG, or far too large.
+        BadSampleError: not a JPEG or PNG, far too large, or of too many scans.
     """
     try:
         image = PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
@@ -50,7 +53,22 @@ def open_image(name: str, encoded: bytes) -> PIL.Image.Image:
         raise BadSampleError(name, f"not a JPEG or PNG ({error})") from error
     if image.width * image.height > MOST_PIXELS:
         raise BadSampleError(name, f"{image.width}x{image.height} pixels; at most {MOST_PIXELS} in all are read")
+    if "progressive" in image.info:
+        check_scans(name, encoded)
     return image
+
+
+def check_scans(name: str, encoded: bytes) -> None:
+    """A progressive JPEG may not have too many scans.
+
+    Their marker cannot be inside of a scan's codes, where 0xFF is followed by 0; one inside of a note is counted too.
+
+    Raises:
+        BadSampleError: it has.
+    """
+    scans = encoded.count(SCAN_MARKER)
+    if scans > MOST_SCANS:
+        raise BadSampleError(name, f"a progressive JPEG of {scans} scans; at most {MOST_SCANS} are read")
 
 
 def decode(name: str, encoded: bytes) -> Pixels:

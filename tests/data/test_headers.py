@@ -9,8 +9,11 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 
+from flagscale_vla.config.image import Decoder, PixelLimits
 from flagscale_vla.data import headers
+from flagscale_vla.data.decoders import load
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.headers import picture_sides
 from flagscale_vla.data.images import open_image
@@ -24,6 +27,7 @@ def encode(mode: str, sides: tuple[int, int], kind: str, **options: object) -> b
     return buffer.getvalue()
 
 
+SCAN = b"\xff\xda"
 EXIF = PIL.Image.Exif()
 EXIF[0x0112] = 6
 PLAIN = {
@@ -72,3 +76,23 @@ def test_a_cut_header_and_a_bomb_are_refused() -> None:
     bomb = PLAIN["png"][:12] + header + zlib.crc32(header).to_bytes(4, "big") + PLAIN["png"][33:]
     with pytest.raises(BadSampleError):
         picture_sides("bomb", bomb)
+
+
+def test_a_progressive_picture_of_too_many_scans_is_refused() -> None:
+    whole = PLAIN["progressive"]
+    last = whole[whole.rindex(SCAN) : -2]
+    crowded = {scans: whole[:-2] + last * (scans - whole.count(SCAN)) + whole[-2:] for scans in (100, 101)}
+    assert picture_sides("most", crowded[100]) == (31, 200)
+    # With a byte behind its end, a picture is left to Pillow.
+    for content in (crowded[101], crowded[101] + b"\0"):
+        for read in (picture_sides, open_image, load_small):
+            with pytest.raises(BadSampleError, match="a progressive JPEG of 101 scans; at most 100 are read"):
+                read("crowd", content)
+    # What looks like scans in a plain picture's note is none.
+    noted = encode("RGB", (20, 30), "JPEG", comment=SCAN * 200)
+    assert picture_sides("noted", noted) == (20, 30)
+    assert load_small("noted", noted).shape == (28, 28, 3)
+
+
+def load_small(name: str, encoded: bytes) -> NDArray[np.uint8]:
+    return load(name, encoded, PixelLimits(28 * 28, 28 * 28), Decoder.turbo)
