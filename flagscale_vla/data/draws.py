@@ -6,6 +6,8 @@ import hashlib
 from enum import Enum
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 
 
 class Draw(Enum):
@@ -18,7 +20,19 @@ class Draw(Enum):
     augment = "augment"
 
 
+class _Digest(ISeedSequence):
+    """Gives a digest as the key of a generator. Given a key itself, numpy's first asks the system for another seed."""
+
+    def __init__(self, words: NDArray[np.uint64]) -> None:
+        self.words = words
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> NDArray[np.uint64]:
+        """Philox asks for its two words of 64 bits."""
+        return self.words
+
+
 def stream(seed: int, epoch: int, key: str, draw: Draw) -> np.random.Generator:
     """The random generator of one kind of draw for one sample in one epoch."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{draw.value}/{key}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    seed_sequence = _Digest(np.frombuffer(digest, "<u8"))
+    return np.random.Generator(np.random.Philox(seed_sequence))  # type: ignore[arg-type]  # numpy's stubs name a subclass

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,12 +16,15 @@ from flagscale_vla.data.faults import BadSampleError, Fault, Quarantine
 from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.mixture import MixtureEndError
 from flagscale_vla.data.plan import Given, Plan, Position
+from flagscale_vla.data.recipe import Draft, cut_all
 from flagscale_vla.data.sources import Order, label, read_item
 from flagscale_vla.data.workers import fork_server
-from flagscale_vla.records import PackedBatch, Sample
+from flagscale_vla.records import PackedBatch
 
 READ_AHEAD = 4
 """Rows each worker has ready or in work."""
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +52,35 @@ class _Reader(Dataset[_Delivery]):
         self.seed, self.augment = feed.seed, feed.augment
 
     def __getitem__(self, orders: tuple[Order, ...]) -> _Delivery:
-        samples: list[Sample] = []
-        faults: list[Fault] = []
         for number, (_, store) in enumerate(self.sources):
             store.prepare(order.place for order in orders if order.source == number)
-        for order in orders:
+        faults: dict[int, Fault] = {}
+
+        def each(numbers: Iterable[int], make: Callable[[int], Made]) -> dict[int, Made]:
+            return dict(self._each(orders, numbers, make, faults))
+
+        begun = each(range(len(orders)), lambda number: self._begin(orders[number]))
+        seen = each(begun, lambda number: self.recipe.see(begun[number], augment=self.augment))
+        pixels = dict(zip(seen, cut_all(list(seen.values())), strict=True))
+        samples = each(seen, lambda number: self.recipe.finish(seen[number], pixels[number]))
+        batch = self.recipe.pack(list(samples.values()), self.pack_length)
+        return _Delivery(batch=batch, reads=len(orders), faults=tuple(faults[number] for number in sorted(faults)))
+
+    def _each(
+        self, orders: Sequence[Order], numbers: Iterable[int], make: Callable[[int], Made], faults: dict[int, Fault]
+    ) -> Iterator[tuple[int, Made]]:
+        """What is made of each order by its number; for a bad sample its fault is added to `faults`."""
+        for number in numbers:
             try:
-                raw = read_item(*self.sources[order.source], order)
-                samples.append(self.recipe.sample(raw, seed=self.seed, epoch=order.epoch, augment=self.augment))
+                made = make(number)
             except BadSampleError as error:
-                faults.append(self._fault(order, error))
-        batch = self.recipe.pack(samples, self.pack_length)
-        return _Delivery(batch=batch, reads=len(orders), faults=tuple(faults))
+                faults[number] = self._fault(orders[number], error)
+            else:
+                yield number, made
+
+    def _begin(self, order: Order) -> Draft:
+        raw = read_item(*self.sources[order.source], order)
+        return self.recipe.begin(raw, seed=self.seed, epoch=order.epoch)
 
     def _fault(self, order: Order, error: BadSampleError) -> Fault:
         shard = order.place.shard

@@ -48,7 +48,7 @@ def pack(samples: Sequence[Sample], length: int, *, pad: int, horizon: int, widt
         labels=labels,
         positions=join("positions", dim=1),
         cu_seqlens=torch.tensor(ends if used == length else [*ends, length], dtype=torch.int32),
-        pixels=join("pixels"),
+        pixels=_join_pixels([part["pixels"] for part in parts if "pixels" in part]),
         grid=join("grid"),
         image_slots=join("image_slots"),
         actions=join("actions"),
@@ -63,6 +63,17 @@ def pack(samples: Sequence[Sample], length: int, *, pad: int, horizon: int, widt
         num_action_values=int(action_valid.sum()),
         num_tokens=used,
     )
+
+
+def _join_pixels(parts: Sequence[Tensor]) -> Tensor:
+    """u8[P, 1176] of all parts. Where they are the whole of one storage, in order, nothing is copied."""
+    parts = [part for part in parts if part.numel()]
+    sizes = [part.numel() for part in parts]
+    whole = parts[0].untyped_storage()
+    starts = accumulate(sizes[:-1], initial=whole.data_ptr())
+    if whole.nbytes() == sum(sizes) and [part.data_ptr() for part in parts] == list(starts):
+        return parts[0].as_strided((len(whole) // PATCH_WIDTH, PATCH_WIDTH), (PATCH_WIDTH, 1))
+    return torch.cat(parts)
 
 
 def _shifted(sample: Sample, start: int) -> dict[str, Tensor]:

@@ -6,8 +6,9 @@ A recipe travels with the weights in every checkpoint, so that a policy builds i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from flagscale_vla.action.store import load_action_tokenizer
 from flagscale_vla.action.vocabulary import Vocabulary, place_codes, read_vocabulary
@@ -59,6 +61,21 @@ UNCHANGED: dict[str, Any] = {
 TOKENS_PER_SECOND = 2
 """Qwen2.5-VL's, for recipes that were written before there were films."""
 PROMPT_KEY = "observation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A sample between two steps of `Recipe.sample`."""
+
+    key: str
+    seed: int
+    epoch: int
+    segments: Sequence[Segment]
+    """up to the chosen chunk"""
+    chosen: int | None
+    """the chunk that is noised"""
+    clips: Sequence[Clip]
+    """none before pictures are read"""
 
 
 class Recipe:
@@ -140,16 +157,45 @@ class Recipe:
         Raises:
             BadSampleError: a picture cannot be decoded, or a number, width or robot does not fit.
         """
+        draft = self.see(self.begin(raw, seed=seed, epoch=epoch), augment=augment)
+        (pixels,) = cut_all([draft])
+        return self.finish(draft, pixels)
+
+    def begin(self, raw: RawSample, *, seed: int, epoch: int) -> Draft:
+        """The first step of `sample`: numbers are checked and the chunk is chosen.
+
+        A row takes each step for all of its samples at once: over two pictures a processor's caches lose all else.
+
+        Raises:
+            BadSampleError: a number, width or robot does not fit.
+        """
         check_segments(raw, self.embodiments, self.action.horizon)
         chosen = None
         if self.action.answer is not Answer.codes:
             chosen = choose_chunk(raw.segments, stream(seed, epoch, raw.key, Draw.turn))
         segments = cut_after_chunk(raw.segments, chosen)
-        clips = self.pictures.read(raw.key, segments)
+        return Draft(key=raw.key, seed=seed, epoch=epoch, segments=segments, chosen=chosen, clips=())
+
+    def see(self, draft: Draft, *, augment: bool) -> Draft:
+        """The second step: pictures are decoded and, with `augment`, changed.
+
+        Raises:
+            BadSampleError: one cannot be decoded.
+        """
+        clips = self.pictures.read(draft.key, draft.segments)
         if augment and self.image.augment.most:
-            clips = self.pictures.change(raw.key, segments, clips, seed, epoch)
-        chunks = self._chunks(raw.key, segments, chosen, stream(seed, epoch, raw.key, Draw.flow))
-        return self._assemble(raw.key, segments, clips, chunks, chosen, self._codes(raw.key, segments))
+            clips = self.pictures.change(draft.key, draft.segments, clips, draft.seed, draft.epoch)
+        return replace(draft, clips=clips)
+
+    def finish(self, draft: Draft, pixels: Tensor) -> Sample:
+        """The last step: all that the model reads. `pixels` are those that `cut_all` gave.
+
+        Raises:
+            BadSampleError: a robot has no statistics, or its actions have no codes.
+        """
+        generator = stream(draft.seed, draft.epoch, draft.key, Draw.flow)
+        chunks = self._chunks(draft.key, draft.segments, draft.chosen, generator)
+        return self._assemble(draft, pixels, chunks, self._codes(draft.key, draft.segments))
 
     def prompt(self, observation: Observation, *, seed: int) -> Sample:
         """What a policy starts from: the same layout with a chunk of pure noise, drawn from `seed`, and no labels.
@@ -173,7 +219,9 @@ class Recipe:
             ),
         ]
         chunks = pure_noise(horizon, self.width, stream(seed, 0, PROMPT_KEY, Draw.flow))
-        return self._assemble(PROMPT_KEY, segments, clips, chunks, 0, None, supervised=False)
+        draft = Draft(key=PROMPT_KEY, seed=seed, epoch=0, segments=segments, chosen=0, clips=clips)
+        (pixels,) = cut_all([draft])
+        return self._assemble(draft, pixels, chunks, None, supervised=False)
 
     def action_values(self, robot: str, normalized: Floats) -> Floats:
         """f32[H, A0] in the robot's own units, from what the model gives, f32[H, A].
@@ -330,24 +378,18 @@ class Recipe:
         return rows
 
     def _assemble(
-        self,
-        key: str,
-        segments: Sequence[Segment],
-        clips: Sequence[Clip],
-        chunks: Chunks,
-        chosen: int | None,
-        codes: list[list[int]] | None,
-        supervised: bool = True,
+        self, draft: Draft, pixels: Tensor, chunks: Chunks, codes: list[list[int]] | None, supervised: bool = True
     ) -> Sample:
-        grids, strides = [clip.grid for clip in clips], [clip.stride for clip in clips]
-        layout = self.conversation.lay_out(segments, [merged_tokens(grid) for grid in grids], chosen, codes)
+        grids, strides = [clip.grid for clip in draft.clips], [clip.stride for clip in draft.clips]
+        counts = [merged_tokens(grid) for grid in grids]
+        layout = self.conversation.lay_out(draft.segments, counts, draft.chosen, codes)
         labels = layout.labels if supervised else np.full_like(layout.labels, UNSUPERVISED)
         return Sample(
-            key=key,
+            key=draft.key,
             tokens=torch.from_numpy(layout.tokens),
             labels=torch.from_numpy(labels),
             positions=torch.from_numpy(rotary_positions(len(layout.tokens), layout.image_starts, grids, strides)),
-            pixels=torch.from_numpy(images.to_patches([clip.frames for clip in clips])),
+            pixels=pixels,
             grid=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
             image_slots=torch.from_numpy(image_slots(layout)),
             actions=torch.from_numpy(chunks.actions),
@@ -355,9 +397,15 @@ class Recipe:
             noise=torch.from_numpy(chunks.noise),
             time=torch.from_numpy(chunks.time),
             action_slots=torch.from_numpy(action_slots(layout, self.action.horizon)),
-            states=torch.from_numpy(self._states(key, segments)),
+            states=torch.from_numpy(self._states(draft.key, draft.segments)),
             state_slots=torch.tensor(layout.state_starts, dtype=torch.int64),
         )
+
+
+def cut_all(drafts: Sequence[Draft]) -> list[Tensor]:
+    """The patches of each sample, u8[P, 1176]; all lie in one storage, so that a row has them without another copy."""
+    patches = torch.from_numpy(images.to_patches([clip.frames for draft in drafts for clip in draft.clips]))
+    return list(patches.split([sum(math.prod(clip.grid) for clip in draft.clips) for draft in drafts]))
 
 
 def action_to_json(action: ActionConfig) -> dict[str, object]:
