@@ -91,7 +91,8 @@ class Feed:
     def _order(self, source: int, item: int, epoch: int) -> Order:
         items = self.items[source]
         place = self.sources[source].index.place(int(items.samples[item]))
-        return Order(source=source, place=place, epoch=epoch, piece=items.piece(item))
+        tokens = int(items.lengths[item])
+        return Order(source=source, place=place, epoch=epoch, piece=items.piece(item), tokens=tokens)
 
     def check_epochs(self, steps: int, rows: int) -> None:
         """Refuse a run of so many steps, of so many rows each, that would go through a source too often.

@@ -19,7 +19,7 @@ from flagscale_vla.data.plan import Given, Plan, Position
 from flagscale_vla.data.recipe import Draft, cut_all
 from flagscale_vla.data.sources import Order, label, read_item
 from flagscale_vla.data.workers import fork_server
-from flagscale_vla.records import PackedBatch
+from flagscale_vla.records import PackedBatch, Sample
 
 READ_AHEAD = 4
 """Rows each worker has ready or in work."""
@@ -62,7 +62,7 @@ class _Reader(Dataset[_Delivery]):
         begun = each(range(len(orders)), lambda number: self._begin(orders[number]))
         seen = each(begun, lambda number: self.recipe.see(begun[number], augment=self.augment))
         pixels = dict(zip(seen, cut_all(list(seen.values())), strict=True))
-        samples = each(seen, lambda number: self.recipe.finish(seen[number], pixels[number]))
+        samples = each(seen, lambda number: self._finish(orders[number], seen[number], pixels[number]))
         batch = self.recipe.pack(list(samples.values()), self.pack_length)
         return _Delivery(batch=batch, reads=len(orders), faults=tuple(faults[number] for number in sorted(faults)))
 
@@ -81,6 +81,13 @@ class _Reader(Dataset[_Delivery]):
     def _begin(self, order: Order) -> Draft:
         raw = read_item(*self.sources[order.source], order)
         return self.recipe.begin(raw, seed=self.seed, epoch=order.epoch)
+
+    def _finish(self, order: Order, draft: Draft, pixels: Tensor) -> Sample:
+        sample = self.recipe.finish(draft, pixels)
+        if sample.tokens.numel() > order.tokens:
+            reason = f"has {sample.tokens.numel()} tokens, but had {order.tokens} when it was indexed"
+            raise BadSampleError(sample.key, reason)
+        return sample
 
     def _fault(self, order: Order, error: BadSampleError) -> Fault:
         shard = order.place.shard

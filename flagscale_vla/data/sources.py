@@ -79,6 +79,8 @@ class Order:
     place: Place
     epoch: int
     piece: Piece | None
+    tokens: int
+    """that it has at most, by the index"""
 
 
 def read_item(source: str, store: Store, order: Order) -> RawSample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from flagscale_vla.data.plan import Position
 from flagscale_vla.data.shards import ShardWriter
 from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Image, PackedBatch, RawSample
-from tests.samples import make_feed, make_recipe, mixed_samples, robot_sample, write_shards
+from tests.samples import make_feed, make_recipe, mixed_samples, robot_sample, text_sample, write_shards
 
 RAWS = mixed_samples(0, 60, longest=300)
 LENGTH = 512
@@ -192,3 +193,19 @@ def test_samples_longer_than_a_row_count_as_bad(feed: Feed) -> None:
     none = dataclasses.replace(feed, pack_length=8)
     with pytest.raises(ValueError, match="holds no usable sample"), opened(none, bad_share=1.0):
         pass
+
+
+def test_a_text_that_became_longer_after_indexing_is_quarantined(tmp_path: Path) -> None:
+    (shard,) = write_shards(tmp_path, [text_sample(number, 200) for number in range(20)], max_bytes=10_000_000)
+    feed = open_feed(tmp_path)
+    content = shard.read_bytes()
+    word = b"window"
+    assert word in content[: len(content) // 20]
+    # As many bytes, of letters that no word of the vocabulary holds: a token each.
+    shard.write_bytes(content.replace(word, b"ZQXJZQ", 30))
+    with opened(feed, bad_share=1.0) as loader:
+        batches = loader.take(9)
+        assert loader.quarantined > 0
+    assert sum(len(batch.keys) for batch in batches) + loader.quarantined >= len(batches)
+    (reason, *_) = [fault.reason for fault in load_faults(tmp_path / "quarantine.jsonl")]
+    assert re.fullmatch(r"has \d+ tokens, but had \d+ when it was indexed", reason)
