@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from bench_samples import INSTRUCTIONS, ROBOT, made_up
+from bench_samples import INSTRUCTIONS, ROBOT, open_feed
 from damage_shards import Damage, damage_folder
 from hydra import compose, initialize_config_dir
 from PIL import Image as Picture
@@ -40,12 +40,9 @@ from flagscale_vla.config.schema import register_schemas, settings_of
 from flagscale_vla.data.faults import Quarantine, load_faults
 from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.images import resize
-from flagscale_vla.data.index import build_index
 from flagscale_vla.data.loader import Loader
 from flagscale_vla.data.plan import Position
 from flagscale_vla.data.shards import ShardWriter, list_shards
-from flagscale_vla.data.sources import Source
-from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Action, Image, Segment, State, Text
 from flagscale_vla.robots.embodiments import save_embodiments
 
@@ -103,24 +100,15 @@ def with_pillow(sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
-def open_feed(folder: Path) -> Feed:
-    """What a training run reads of the shards."""
+def compose_run() -> TrainRun:
+    """Settings of the tiny run, pictures as above."""
     register_schemas()
     pixels = GRID[0] * GRID[1] * PATCH_PIXELS**2
     overrides = [f"data.image.max_pixels={pixels}", f"data.pack_length={ROW}", f"action.horizon={HORIZON}"]
     with initialize_config_dir(str(CONF), version_base=None):
         run = settings_of(compose("train_tiny_action", overrides))
     assert isinstance(run, TrainRun)
-    recipe = made_up(run)
-    index = build_index(LocalStore(folder), "train", recipe)
-    return Feed(
-        sources=(Source(name="", index=index),),
-        recipe=recipe.with_statistics(index.statistics),
-        order=run.data,
-        pack_length=ROW,
-        seed=0,
-        augment=False,
-    )
+    return run
 
 
 def ours(feed: Feed, list_at: Path) -> Pass:
@@ -219,7 +207,7 @@ def main() -> None:
         done = damage_folder(clean, damaged, options.share)
         sides = {}
         for kind, folder in (("clean", clean), ("damaged", damaged)):
-            feed = open_feed(folder)
+            feed = open_feed(compose_run(), folder)
             sides[f"ours, {kind}"] = ours(feed, Path(name) / f"{kind}.jsonl")
             for handler_name, handler in HANDLERS.items():
                 sides[f"{handler_name}, {kind}"] = plain_webdataset(folder, handler)

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import webdataset
 from bench_images import photograph
-from bench_samples import INSTRUCTIONS, ROBOT, made_up
+from bench_samples import INSTRUCTIONS, ROBOT, open_feed
 from cpu_time import cpu_seconds, descendants, settle
 from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader
@@ -50,12 +50,9 @@ from flagscale_vla.data.decoders import load
 from flagscale_vla.data.faults import Quarantine
 from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.images import resize
-from flagscale_vla.data.index import build_index
 from flagscale_vla.data.loader import Loader
 from flagscale_vla.data.plan import Position
 from flagscale_vla.data.shards import ShardWriter, list_shards
-from flagscale_vla.data.sources import Source
-from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Action, Image, Segment, State, Text
 from flagscale_vla.robots.embodiments import save_embodiments
 
@@ -131,20 +128,6 @@ def compose_run(folder: Path, decoder: Decoder) -> TrainRun:
         run = settings_of(compose("train_tiny_action", overrides))
     assert isinstance(run, TrainRun)
     return run
-
-
-def open_feed(run: TrainRun, folder: Path) -> Feed:
-    """What a training run reads of the shards."""
-    recipe = made_up(run)
-    index = build_index(LocalStore(folder), "train", recipe)
-    return Feed(
-        sources=(Source(name="", index=index),),
-        recipe=recipe.with_statistics(index.statistics),
-        order=run.data,
-        pack_length=ROW,
-        seed=0,
-        augment=False,
-    )
 
 
 def ours(feed: Feed, workers: int, folder: Path) -> Give:

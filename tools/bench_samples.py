@@ -11,10 +11,13 @@ from PIL import Image as Picture
 
 from flagscale_vla.config.runs import TrainRun
 from flagscale_vla.data.codes import Tokenizers
-from flagscale_vla.data.index import Index
+from flagscale_vla.data.feed import Feed
+from flagscale_vla.data.index import Index, build_index
 from flagscale_vla.data.prepare import open_train_data
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.data.recipe import Recipe
+from flagscale_vla.data.sources import Source
+from flagscale_vla.data.store import LocalStore
 from flagscale_vla.data.tokenizer import fit_tokenizer
 from flagscale_vla.records import Action, Image, RawSample, State, Text
 from flagscale_vla.robots.embodiments import Embodiment
@@ -108,4 +111,18 @@ def made_up(run: TrainRun) -> Recipe:
         action=run.action,
         width=run.model.flow.width,
         system_prompt=run.data.system_prompt,
+    )
+
+
+def open_feed(run: TrainRun, folder: Path) -> Feed:
+    """What a training run reads of shards of the made-up robot, its pictures unchanged."""
+    recipe = made_up(run)
+    index = build_index(LocalStore(folder), "train", recipe)
+    return Feed(
+        sources=(Source(name="", index=index),),
+        recipe=recipe.with_statistics(index.statistics),
+        order=run.data,
+        pack_length=run.data.pack_length,
+        seed=0,
+        augment=False,
     )
