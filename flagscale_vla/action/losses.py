@@ -29,20 +29,8 @@ def drift(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
     Actions that are steps add up, so an error that keeps its sign costs more than one that comes and goes.
     """
-    away = _away(decoded, wanted, low, high)
+    away = torch.minimum(torch.maximum(decoded, low), high) - wanted
     return away.cumsum(dim=-2).abs() / away.shape[-2]
-
-
-def cost(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor, weight: float) -> Tensor:
-    """What a decoded group is wrong by, f32[...], of f32[..., H, w]: its mean error, and `weight` times its drift."""
-    away = _away(decoded, wanted, low, high)
-    total = away.abs().mean(dim=(-2, -1))
-    return total + weight * drift(decoded, wanted, low, high).mean(dim=(-2, -1)) if weight else total
-
-
-def _away(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The error once decoded values are brought into [low, high]."""
-    return torch.minimum(torch.maximum(decoded, low), high) - wanted
 
 
 def geodesic(first: Tensor, second: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flagscale_vla.action.autoencoder import Autoencoder
-from flagscale_vla.action.groups import from_points, kind_configs, kinds_of, slots, to_points
-from flagscale_vla.action.losses import STEPPED, cost
-from flagscale_vla.action.pins import Origins
+from flagscale_vla.action.groups import from_points, kind_configs, kinds_of, slots
+from flagscale_vla.action.losses import STEPPED
+from flagscale_vla.action.pins import Origins, pinned_parts
 from flagscale_vla.action.quantizer import ResidualQuantizer
 from flagscale_vla.action.ranges import RangeGrammar
+from flagscale_vla.action.search import Search
 from flagscale_vla.action.stored import WEIGHTS_FILE, Stored, write_stored
 from flagscale_vla.action.tokenizer import Codes, CodesError, Floats
 from flagscale_vla.action.units import Units
@@ -30,8 +31,6 @@ from flagscale_vla.config.tokenizer import KindConfig, OmniSatConfig
 from flagscale_vla.robots.layout import Kind, Part, parts_of
 
 Coder = tuple[Autoencoder, ResidualQuantizer]
-PIECE = 256
-"""Chunks whose strings are decoded and compared at once."""
 
 
 class OmniSat:
@@ -59,6 +58,7 @@ class OmniSat:
         if missing:
             raise ValueError(f"there is no coder for the groups {missing}")
         self.coders = {kind: coders[kind] for kind in self.kinds}
+        self._searches: dict[tuple[Kind, int, bool, bool], Search] = {}
 
     @cached_property
     def _configs(self) -> Mapping[Kind, KindConfig]:
@@ -131,25 +131,20 @@ class OmniSat:
         return torch.from_numpy(low), torch.from_numpy(high)
 
     def _encode(self, robot: str, part: Part, filled: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Codes i64[n, L] of groups f32[n, H, w] in a range f32[n or 1, 1, w]: the best of a few strings."""
-        autoencoder, quantizer = self.coders[part.kind]
-        pinned = torch.full((len(filled),), self._origins.pins(robot, part))
-        points = to_points(filled, self._configs[part.kind], self.config.ridge, pinned)
-        latents = autoencoder.encode(points)
-        strings = quantizer.candidates(latents, self.layers(part.kind), self.config.beam, self.config.endings)
-        if strings.shape[1] == 1:
-            return strings[:, 0]
-        rows = (each.expand(len(filled), -1, -1) for each in (filled, low, high))
-        pieces = zip(*(each.split(PIECE) for each in (strings, pinned, *rows)), strict=True)
-        return torch.cat([self._choose(part.kind, *piece) for piece in pieces])
+        """Codes i64[n, L] of groups f32[n, H, w] in a range f32[n or 1, 1, w]."""
+        steps = part.kind in STEPPED and part not in pinned_parts(self.units.robot(robot))
+        search = self._search(part.kind, filled.shape[1], self._origins.pins(robot, part), steps)
+        return search.find(filled, low, high, self.layers(part.kind))
 
-    def _choose(self, kind: Kind, strings: Tensor, pinned: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Of strings i64[n, m, L] those i64[n, L] that decode nearest to groups f32[n, H, w], as training weighs it."""
-        count, ways, _ = strings.shape
-        decoded = self._decode(kind, strings.flatten(0, 1), wanted.shape[1], pinned.repeat_interleave(ways))
-        weight = self.config.drift if kind in STEPPED else 0.0
-        costs = cost(decoded.unflatten(0, (count, ways)), wanted[:, None], low[:, None], high[:, None], weight)
-        return strings[torch.arange(count), costs.argmin(dim=1)]
+    def _search(self, kind: Kind, horizon: int, pinned: bool, steps: bool) -> Search:
+        """Made when it is first wanted. Errors of steps add up, those of targets do not."""
+        key = kind, horizon, pinned, steps
+        if key not in self._searches:
+            weight = self.config.astray if steps else 0.0
+            self._searches[key] = Search(
+                *self.coders[kind], self.config, self._configs[kind], horizon=horizon, pinned=pinned, weight=weight
+            )
+        return self._searches[key]
 
     def decode(self, robot: str, codes: Sequence[Codes], horizon: int, start: Floats | None = None) -> Floats:
         """Chunks of strings of codes: see `ActionTokenizer`."""

@@ -42,7 +42,9 @@ class OmniSatConfig:
     beam: int
     """beginnings of a string that encoding keeps from layer to layer; 1 takes each layer's nearest code"""
     endings: int
-    """strings that encoding decodes in the end, to take the one with the least error and drift; 1 takes the nearest"""
+    """strings that encoding decodes in the end, to take the one that misses least; 1 takes the nearest"""
+    astray: float
+    """weight of what the errors of a chunk add up to, beside the errors, where codes of steps are chosen"""
     shared_ids: bool
     """whether the layers of a kind share their ids, which keeps the alphabet small; else a code's id tells its layer"""
     steps: int
@@ -81,7 +83,7 @@ class OmniSatConfig:
             _check_kind(name, kind)
         for name in ("beam", "endings", "steps", "lr", "revive_every", "kmeans_rounds"):
             check_positive(f"codec.{name}", self.__getattribute__(name))
-        for name in ("ridge", "warmup", "commitment", "geodesic", "drift"):
+        for name in ("ridge", "astray", "warmup", "commitment", "geodesic", "drift"):
             value = self.__getattribute__(name)
             check(value >= 0, f"codec.{name}", value, "must not be negative", 0)
         for name in ("layer_dropout", "turned", "padding_weight", "balance", "dead_share"):

@@ -23,7 +23,7 @@ def small(**changes: object) -> OmniSatConfig:
     kinds = {"position": smooth, "rotation": smooth, "gripper": steps, "joints": smooth, "base": smooth}
     fields: dict[str, object] = {
         "ridge": 1e-6,
-        "pin_start": False, "beam": 2, "endings": 4,
+        "pin_start": False, "beam": 2, "endings": 4, "astray": 1.0,
         "turned": 0.5, "shared_ids": True, "steps": 60, "lr": 2e-3, "warmup": 5, "decay": 0.95, "commitment": 0.25,
         "layer_dropout": 0.25, "rotation_trick": False, "geodesic": 0.0,
         "drift": 0.0, "padding_weight": 0.05, "balance": 0.5,

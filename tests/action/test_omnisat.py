@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from flagscale_vla.action.batch import Group, turn
 from flagscale_vla.action.groups import fitting, from_points, to_points
-from flagscale_vla.action.losses import cost, distance, drift, geodesic, pass_straight, pass_turned
+from flagscale_vla.action.losses import distance, drift, geodesic, pass_straight, pass_turned
 from flagscale_vla.action.omnisat import OmniSat
+from flagscale_vla.action.search import led_astray, miss, slope
 from flagscale_vla.action.store import load_action_tokenizer
 from flagscale_vla.action.tokenizer import CodesError
 from flagscale_vla.config.tokenizer import KindConfig
-from flagscale_vla.robots.layout import parts_of
+from flagscale_vla.robots.layout import Kind, parts_of
 from flagscale_vla.robots.rotations import angle_between
 from tests.action.chunks import ACTIONS, HORIZON, make_chunks, training_chunks, units
 from tests.action.codec import fit_omnisat
@@ -123,18 +125,44 @@ def test_twins_arms_share_their_codes(codec: OmniSat) -> None:
     assert len(codes) == len(places)
 
 
-def test_of_a_few_strings_the_one_that_decodes_best_is_taken(codec: OmniSat) -> None:
+def misses(codec: OmniSat, **changes: float) -> NDArray[np.float64]:
+    """Per chunk f64[n, 2]: the mean square of errors of steps, scaled, and of what they add up to."""
     chunks = make_chunks("panda", 200, 4)
-    wanted = units().normalize("panda", chunks)
-    costs = []
-    for endings in (1, 4, 16):
-        chosen = OmniSat(dataclasses.replace(codec.config, endings=endings, drift=4.0), codec.coders, codec.units)
-        away = units().normalize("panda", chosen.decode("panda", chosen.encode("panda", chunks), HORIZON)) - wanted
-        position, rotation = (away[..., dims] for dims in (slice(3), slice(3, 6)))
-        costs.append(
-            [np.abs(each).mean() + 4 * np.abs(each.cumsum(1)).mean() / HORIZON for each in (position, rotation)]
-        )
-    assert (np.diff(costs, axis=0) < 0).all()
+    chosen = OmniSat(dataclasses.replace(codec.config, **changes), codec.coders, codec.units)
+    decoded = chosen.decode("panda", chosen.encode("panda", chunks), HORIZON)
+    away = (units().normalize("panda", decoded) - units().normalize("panda", chunks)).astype(np.float64)[..., :6]
+    sums = away.cumsum(1) / HORIZON
+    through_the_next = np.concatenate([sums, np.repeat(sums[:, -1:], HORIZON, axis=1)], axis=1)
+    return np.stack([(away**2).mean(1).sum(1), (through_the_next**2).mean(1).sum(1)], axis=-1)
+
+
+def test_of_a_few_strings_the_one_that_misses_least_is_taken(codec: OmniSat) -> None:
+    weight = 2.0 * codec.config.position.points
+    costs = [misses(codec, endings=endings, astray=2.0) @ [1.0, weight] for endings in (1, 4, 16)]
+    assert costs[0].mean() > costs[1].mean() > costs[2].mean()
+
+
+def test_errors_are_traded_for_where_they_lead(codec: OmniSat) -> None:
+    (errors, sums), (eyed_errors, eyed_sums) = (misses(codec, endings=1, astray=each).mean(0) for each in (0.0, 2.0))
+    assert eyed_sums < 0.9 * sums
+    assert eyed_errors > errors
+
+
+def test_steps_change_with_their_latent_as_the_search_believes(codec: OmniSat) -> None:
+    autoencoder, _ = codec.coders[Kind.position]
+    entry = codec.config.position
+    latents = 1e-2 * torch.randn(20, entry.latent, generator=torch.Generator().manual_seed(0))
+    latents = torch.cat([torch.zeros(1, entry.latent), latents])
+    with torch.no_grad():
+        steps = from_points(autoencoder.decode(latents), entry, HORIZON, torch.zeros(21, dtype=torch.bool))
+    expected = torch.einsum("nd,dhw->nhw", latents, slope(autoencoder, entry, HORIZON, pinned=False))
+    torch.testing.assert_close(steps - steps[0], expected, atol=1e-3, rtol=2e-2)
+
+
+def test_where_errors_lead_is_the_mean_over_this_chunk_and_the_next() -> None:
+    errors = torch.randn(5, 8, 3, generator=torch.Generator().manual_seed(0))
+    sums = torch.cat([errors, torch.zeros(5, 8, 3)], dim=1).cumsum(dim=1) / 8
+    torch.testing.assert_close(led_astray(errors).square().sum(dim=1), sums.square().mean(dim=1))
 
 
 def test_a_code_of_another_group_is_refused(codec: OmniSat) -> None:
@@ -174,12 +202,13 @@ def test_drift_is_the_running_sum_of_errors() -> None:
     torch.testing.assert_close(astray, torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.1, 0.0, 0.1, 0.0]]))
 
 
-def test_cost_is_of_what_is_left_within_the_range() -> None:
+def test_what_is_missed_is_within_the_range() -> None:
     wanted = torch.zeros(1, 4, 1)
     decoded = torch.tensor([[0.4, 0.4, 0.4, 0.4], [9.0, -9.0, 0.0, 0.0]])[..., None]
-    costs = cost(decoded, wanted, wanted - 1, wanted + 1, 2.0)
-    torch.testing.assert_close(costs, torch.tensor([0.4 + 2 * 0.25, 0.5 + 2 * 0.0625]))
-    torch.testing.assert_close(cost(decoded, wanted, wanted - 1, wanted + 1, 0.0), torch.tensor([0.4, 0.5]))
+    # Sums per step of the chunk: .1 .2 .3 .4 and .4 four times more; .25 and then nothing.
+    squares = torch.tensor([(0.01 + 0.04 + 0.09 + 5 * 0.16) / 8, 0.0625 / 8])
+    missed = miss(decoded, wanted, wanted - 1, wanted + 1, 2.0)
+    torch.testing.assert_close(missed, torch.tensor([0.16, 0.5]) + 2 * squares)
 
 
 def test_geodesic_is_the_angle_between_rotations() -> None:
