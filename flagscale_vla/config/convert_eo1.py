@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from flagscale_vla.config.checks import check, check_positive, check_seed
 from flagscale_vla.config.convert import ConvertRun
-from flagscale_vla.config.convert_conversations import CoordinatesConfig, FilmConfig, SystemTurn
+from flagscale_vla.config.convert_conversations import CoordinatesConfig, FilmConfig
+from flagscale_vla.config.convert_rows import SystemTurn
 
 
 @dataclass(slots=True, kw_only=True)

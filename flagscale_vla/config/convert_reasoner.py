@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from flagscale_vla.config.checks import check, check_seed
-from flagscale_vla.config.convert import ConvertRun
-from flagscale_vla.config.convert_conversations import SystemTurn, check_name
+from flagscale_vla.config.checks import check
+from flagscale_vla.config.convert_rows import RowsRun
 
 
 class MaskRule(Enum):
@@ -22,20 +21,9 @@ class MaskRule(Enum):
 
 
 @dataclass(slots=True, kw_only=True)
-class ConvertReasonerRun(ConvertRun):
+class ConvertReasonerRun(RowsRun):
     """Files of trajectories become one folder of shards."""
 
-    files: list[str]
-    """.json or .jsonl"""
-    base: str
-    """folder that the pictures are named from; empty for each file's own"""
-    name: str
-    """the source's, in keys and in each sample's JSON"""
-    sampling: str
-    """of each file: all, first:K, end:K or random:K, with K a number of rows or P%"""
-    seed: int
-    """of a random sampling"""
-    system: SystemTurn
     mask: MaskRule
     feedback: str
     """what marks that the last decision was wrong; kept as text"""
@@ -43,10 +31,7 @@ class ConvertReasonerRun(ConvertRun):
     """refuse a trajectory with an answer that does not hold exactly one <DecisionMaking>"""
 
     def __post_init__(self) -> None:
-        ConvertRun.__post_init__(self)
-        check(bool(self.files), "files", self.files, "must name files of rows", "[data/train_multiturn_9390.json]")
-        check_name(self.name)
-        check_seed(self.seed)
+        RowsRun.__post_init__(self)
         rule = f"mask={self.mask.value} looks for it"
         ok = bool(self.feedback) or self.mask is MaskRule.all
         check(ok, "feedback", self.feedback or "''", rule, "'<|feedback|>'")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flagscale_vla.config.convert_conversations import ConvertConversationsRun, Coordinates, CoordinatesConfig, Marks
-from flagscale_vla.config.convert_reasoner import ConvertReasonerRun
+from flagscale_vla.config.convert_rows import RowsRun
 from flagscale_vla.data.convert.converter import Converted, Refusal, Skipped, Unit
 from flagscale_vla.data.convert.coordinates import Rescaling
 from flagscale_vla.data.convert.dialogue import Dialogues, train_on_all
@@ -45,7 +45,7 @@ def run(run: ConvertConversationsRun) -> None:
 class RowConverter:
     """Rows of `files`, each of which becomes a sample."""
 
-    settings: ConvertConversationsRun | ConvertReasonerRun
+    settings: RowsRun
     dialogues: Dialogues
 
     def embodiments(self) -> Mapping[str, Embodiment]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flagscale_vla.config.convert_conversations import FilmConfig, SystemTurn
+from flagscale_vla.config.convert_conversations import FilmConfig
+from flagscale_vla.config.convert_rows import SystemTurn
 from flagscale_vla.data.convert.coordinates import Rescaling, Size, has_coordinates
 from flagscale_vla.data.convert.films import read_film
 from flagscale_vla.data.convert.pictures import PictureRule, check_whole, fit_sides, read_size
