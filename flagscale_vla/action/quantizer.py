@@ -6,13 +6,18 @@ the codes' way to the encoder. The encoder's way to the codes is the commitment 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from flagscale_vla.action.keys import SumRanks, draw_rows, mix
 
-ROWS = 256
+ROWS = 512
 """Rows compared with a codebook at once: the scores then stay in the processor's caches."""
+BLOCK = 32
+"""Codes of which the best is found first, where their number can be divided so."""
 FRESH = 0.5
 """Weight that a code drawn anew begins with, as a share of the mean."""
 
@@ -35,9 +40,10 @@ class ResidualQuantizer:
     @books.setter
     def books(self, books: Tensor) -> None:
         self._books = books
-        # |x - c|^2 is smallest where x c - |c|^2 / 2 is largest; one product gives both terms.
-        self._directions = books.transpose(1, 2).contiguous()
-        self._halves = -books.square().sum(dim=2) / 2
+        # |x - c|^2 is smallest where x c - |c|^2 / 2 is largest; one product of (x, 1) gives both terms.
+        halves = -books.square().sum(dim=2, keepdim=True) / 2
+        self._directions = torch.cat([books, halves], dim=2).transpose(1, 2).contiguous()
+        self._taken = pad(books, (0, 1))
 
     @property
     def layers(self) -> int:
@@ -61,33 +67,30 @@ class ResidualQuantizer:
         """
         if not len(latents):
             return torch.zeros(0, endings, layers, dtype=torch.int64)
-        return torch.cat([self._search(part, layers, beam, endings) for part in latents.split(ROWS // beam)])
+        # Memory that is asked for anew costs as much as the search itself where the allocator gave it back in between.
+        count = max(1, ROWS // beam)
+        room = latents.new_empty(count * beam, self._books.shape[1])
+        return torch.cat([self._search(part, layers, beam, endings, room) for part in latents.split(count)])
 
     def _nearest(self, latents: Tensor, layers: int) -> Tensor:
-        rest, codes = latents.clone(), torch.empty(len(latents), layers, dtype=torch.int64)
+        rest, codes = pad(latents, (0, 1), value=1.0), torch.empty(len(latents), layers, dtype=torch.int64)
         for layer in range(layers):
-            scores = torch.addmm(self._halves[layer], rest, self._directions[layer])
-            codes[:, layer] = scores.max(dim=1).indices
-            rest -= self._books[layer].index_select(0, codes[:, layer])
+            codes[:, layer] = (rest @ self._directions[layer]).max(dim=1).indices
+            rest -= self._taken[layer].index_select(0, codes[:, layer])
         return codes
 
-    def _search(self, latents: Tensor, layers: int, beam: int, endings: int) -> Tensor:
-        """Beam search. Scores are halves of what the squared distance has fallen by."""
-        count, size = len(latents), self._books.shape[1]
-        rest, gains = latents, latents.new_zeros(count, 1)
-        codes = torch.zeros(count, 0, dtype=torch.int64)
+    def _search(self, latents: Tensor, layers: int, beam: int, endings: int, room: Tensor) -> Tensor:
+        """Beam search. Scores are halves of what the squared distance has fallen by; `room` is for them."""
+        rest, gains = pad(latents, (0, 1), value=1.0), latents.new_zeros(len(latents), 1)
+        codes = torch.zeros(len(latents), 0, dtype=torch.int64)
         for layer in range(layers):
-            scores = torch.addmm(self._halves[layer], rest, self._directions[layer])
-            wanted, each = (beam, beam) if layer + 1 < layers else (endings, -(-endings // gains.shape[1]))
-            kept, best = _largest(scores, min(each, size))
-            gains = (kept.view(count, -1, kept.shape[1]) + gains[..., None]).flatten(1)
-            gains, place = gains.topk(min(wanted, gains.shape[1]), dim=1)
-            chosen = best.view(count, -1).gather(1, place).flatten()
-            owner = (place // kept.shape[1] + torch.arange(count)[:, None] * (len(rest) // count)).flatten()
+            last = layer + 1 == layers
+            scores = torch.mm(rest, self._directions[layer], out=room[: len(rest)])
+            gains, owner, chosen = _best(scores, gains, endings if last else beam)
             codes = torch.cat([codes.index_select(0, owner), chosen[:, None]], dim=1)
-            if layer + 1 < layers:
-                rest = rest.index_select(0, owner) - self._books[layer].index_select(0, chosen)
-        return codes.view(count, -1, layers)
+            if not last:
+                rest = rest.index_select(0, owner) - self._taken[layer].index_select(0, chosen)
+        return codes.view(len(latents), -1, layers)
 
     def chosen(self, codes: Tensor) -> Tensor:
         """What each code stands for, f32[layers, n, d], of codes i64[n, layers] from the first layer on."""
@@ -99,6 +102,32 @@ class ResidualQuantizer:
         for layer in range(1, codes.shape[1]):
             total += self._books[layer].index_select(0, codes[:, layer])
         return total
+
+
+def _best(scores: Tensor, gains: Tensor, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best ways on from strings, m = `wanted` of each row or all that there are, best first.
+
+    The m best are within the m blocks of codes with the best peaks, and peaks are found much faster than places.
+
+    Args:
+        scores: f32[n * b, K], of each code behind each string.
+        gains: f32[n, b], of the strings.
+
+    Returns:
+        Gains f32[n, m], and for each of them the row of `scores`, i64[n * m], and the code, i64[n * m].
+    """
+    count, strings = gains.shape
+    block = math.gcd(scores.shape[1], BLOCK)
+    blocks = scores.view(-1, block)
+    each = len(blocks) // count
+    peaks = (blocks.amax(dim=1).view(count, strings, -1) + gains[..., None]).view(count, each)
+    best = _largest(peaks, min(wanted, each))[1] + torch.arange(0, len(blocks), each)[:, None]
+    owners = best // (each // strings)
+    ways = blocks.index_select(0, best.flatten()).view(count, -1, block) + gains.flatten()[owners][..., None]
+    found, place = _largest(ways.flatten(1), min(wanted, ways.shape[1] * block))
+    within = place // block
+    chosen = best.gather(1, within) % (each // strings) * block + place % block
+    return found, owners.gather(1, within).flatten(), chosen.flatten()
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

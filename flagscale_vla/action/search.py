@@ -17,7 +17,7 @@ from flagscale_vla.action.groups import from_points, to_points
 from flagscale_vla.action.quantizer import ResidualQuantizer
 from flagscale_vla.config.tokenizer import KindConfig, OmniSatConfig
 
-PIECE = 256
+PIECE = 128
 """Groups whose strings are compared at once."""
 
 
@@ -53,8 +53,10 @@ class Search:
         self.autoencoder, self.quantizer, self.config, self.entry = autoencoder, quantizer, config, entry
         self.pinned = pinned
         self.weight = weight * entry.points
-        self.slope = slope(autoencoder, entry, horizon, pinned)
-        moved = entry.points * led_astray(self.slope.to(torch.float64)).flatten(1)
+        steps = slope(autoencoder, entry, horizon, pinned)
+        self.slope = steps.transpose(1, 2).flatten(1)
+        self.misses = root_of_misses(horizon, self.weight)
+        moved = entry.points * led_astray(steps.to(torch.float64)).flatten(1)
         metric = torch.eye(entry.latent, dtype=torch.float64) + weight * moved @ moved.T
         self.root = torch.linalg.cholesky(metric).to(torch.float32)
         self.seeker = ResidualQuantizer(quantizer.books @ self.root)
@@ -66,18 +68,18 @@ class Search:
         strings = self.seeker.candidates(latents @ self.root, layers, self.config.beam, self.config.endings)
         if strings.shape[1] == 1:
             return strings[:, 0]
-        rows = (each.expand(len(filled), -1, -1) for each in (filled, low, high))
+        rows = (each.expand(len(filled), -1, -1).transpose(1, 2) for each in (filled, low, high))
         pieces = zip(*(each.split(PIECE) for each in (strings, latents, *rows)), strict=True)
         return torch.cat([self._choose(*piece) for piece in pieces])
 
     def _choose(self, strings: Tensor, latents: Tensor, wanted: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Of strings i64[n, m, L] those i64[n, L] that miss f32[n, H, w] least."""
+        """Of strings i64[n, m, L] those i64[n, L] that miss f32[n, w, H] least."""
         count, ways, _ = strings.shape
         pinned = torch.full((count,), self.pinned)
-        exact = from_points(self.autoencoder.decode(latents), self.entry, wanted.shape[1], pinned)
+        exact = from_points(self.autoencoder.decode(latents), self.entry, wanted.shape[2], pinned).transpose(1, 2)
         away = self.quantizer.decode(strings.flatten(0, 1)) - latents.repeat_interleave(ways, dim=0)
-        decoded = exact[:, None] + (away @ self.slope.flatten(1)).view(count, ways, *wanted.shape[1:])
-        misses = miss(decoded, wanted[:, None], low[:, None], high[:, None], self.weight)
+        decoded = (away @ self.slope).view(count, ways, *wanted.shape[1:]) + exact[:, None]
+        misses = miss(decoded, wanted[:, None], low[:, None], high[:, None], self.misses)
         return strings[torch.arange(count), misses.argmin(dim=1)]
 
 
@@ -99,9 +101,18 @@ def led_astray(errors: Tensor) -> Tensor:
     return torch.cat([sums / horizon**0.5, sums[..., -1:, :]], dim=-2) / 2**0.5
 
 
-def miss(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor, weight: float) -> Tensor:
-    """What decoded groups are wrong by, f32[...], of f32[..., H, w] once brought into [low, high]: the mean square of
-    the errors, and `weight` times the mean square of what they add up to.
+def root_of_misses(horizon: int, weight: float) -> Tensor:
+    """f32[H, H], by which errors f32[..., H] are multiplied so that their squares add up to the mean of their squares,
+    and `weight` times that of what they add up to.
+    """
+    moved = led_astray(torch.eye(horizon, dtype=torch.float64)[..., None]).flatten(1)
+    squares = torch.eye(horizon, dtype=torch.float64) / horizon + weight * moved @ moved.T
+    return torch.linalg.cholesky(squares).to(torch.float32)
+
+
+def miss(decoded: Tensor, wanted: Tensor, low: Tensor, high: Tensor, root: Tensor) -> Tensor:
+    """What decoded groups are wrong by, f32[...], of f32[..., w, H] once brought into [low, high], with the root f32[H,
+    H] of what errors count.
     """
     away = torch.minimum(torch.maximum(decoded, low), high) - wanted
-    return away.square().mean(dim=-2).sum(dim=-1) + weight * led_astray(away).square().sum(dim=(-2, -1))
+    return (away @ root).square().sum(dim=(-2, -1))

@@ -60,12 +60,16 @@ def _time_robot(tokenizer: ActionTokenizer, chunks: RobotChunks) -> tuple[float,
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """While entered, all threads of this process share one core, and torch has one thread."""
+    """While entered, all threads of this process share one core, and torch has one thread.
+
+    On a CPU what stands in for CUDA looks at each call of torch; loaders, which encode, have none of it.
+    """
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)
     try:
-        yield
+        with torch._C.DisableTorchFunction():
+            yield
     finally:
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from flagscale_vla.action.batch import Group, turn
 from flagscale_vla.action.groups import fitting, from_points, to_points
 from flagscale_vla.action.losses import distance, drift, geodesic, pass_straight, pass_turned
 from flagscale_vla.action.omnisat import OmniSat
-from flagscale_vla.action.search import led_astray, miss, slope
+from flagscale_vla.action.search import led_astray, miss, root_of_misses, slope
 from flagscale_vla.action.store import load_action_tokenizer
 from flagscale_vla.action.tokenizer import CodesError
 from flagscale_vla.config.tokenizer import KindConfig
@@ -203,11 +203,11 @@ def test_drift_is_the_running_sum_of_errors() -> None:
 
 
 def test_what_is_missed_is_within_the_range() -> None:
-    wanted = torch.zeros(1, 4, 1)
-    decoded = torch.tensor([[0.4, 0.4, 0.4, 0.4], [9.0, -9.0, 0.0, 0.0]])[..., None]
+    wanted = torch.zeros(1, 1, 4)
+    decoded = torch.tensor([[0.4, 0.4, 0.4, 0.4], [9.0, -9.0, 0.0, 0.0]])[:, None]
     # Sums per step of the chunk: .1 .2 .3 .4 and .4 four times more; .25 and then nothing.
     squares = torch.tensor([(0.01 + 0.04 + 0.09 + 5 * 0.16) / 8, 0.0625 / 8])
-    missed = miss(decoded, wanted, wanted - 1, wanted + 1, 2.0)
+    missed = miss(decoded, wanted, wanted - 1, wanted + 1, root_of_misses(4, 2.0))
     torch.testing.assert_close(missed, torch.tensor([0.16, 0.5]) + 2 * squares)
 
 

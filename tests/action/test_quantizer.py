@@ -63,6 +63,13 @@ def test_candidates_are_the_nearest_strings_in_order() -> None:
     torch.testing.assert_close(quantizer.candidates(latents, 2, 2, 4)[:, 0], quantizer.encode(latents, 2, beam=2))
 
 
+def test_candidates_out_of_many_blocks_of_codes_are_the_nearest() -> None:
+    quantizer, latents = make_quantizer(layers=2, codes=96), rows(40)
+    strings = torch.tensor(list(itertools.product(range(96), repeat=2)))
+    order = torch.cdist(latents, quantizer.decode(strings)).argsort(dim=1)[:, :16]
+    torch.testing.assert_close(quantizer.candidates(latents, 2, 96, 16), strings[order])
+
+
 def test_more_beam_leaves_less() -> None:
     quantizer, latents = make_quantizer(layers=6), rows(500)
     left = [
