@@ -15,6 +15,8 @@ VENV ?= .venv
 VENV_FLAGS ?=
 # Which tests `make test` runs; see the markers in pyproject.toml.
 MARKS ?= not gpu and not sim_full
+# How many processes run them: some tests start eight more.
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --retries 10
@@ -68,4 +70,4 @@ check: $(READY)
 	$(BIN)/mypy
 
 test: render check
-	$(BIN)/python -m pytest -m "$(MARKS)"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(MARKS)"

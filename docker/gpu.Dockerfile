@@ -1,7 +1,7 @@
 # NVIDIA's PyTorch image: CUDA, torch, Transformer Engine, FlashAttention and DALI, built for one another.
 #   docker build --file docker/gpu.Dockerfile --build-arg BASE=IMAGE --tag flagscale_vla:gpu .
 # IMAGE is NVIDIA's PyTorch container in its registry's full name, of 26.02 or near it.
-#   docker run --rm --gpus all --ipc host flagscale_vla:gpu make test MARKS='not sim_full'
+#   docker run --rm --gpus all --ipc host flagscale_vla:gpu make test MARKS='not sim_full' JOBS=1
 ARG BASE
 FROM ${BASE}
 
@@ -16,4 +16,4 @@ COPY pyproject.toml Makefile README.md ./
 RUN mkdir flagscale_vla && touch flagscale_vla/__init__.py && make .venv/ready
 COPY . .
 ENV PATH=/flagscale_vla/.venv/bin:$PATH
-CMD ["make", "test", "MARKS=not sim_full"]
+CMD ["make", "test", "MARKS=not sim_full", "JOBS=1"]
