@@ -52,10 +52,9 @@ class Search:
     ) -> None:
         self.autoencoder, self.quantizer, self.config, self.entry = autoencoder, quantizer, config, entry
         self.pinned = pinned
-        self.weight = weight * entry.points
         steps = slope(autoencoder, entry, horizon, pinned)
         self.slope = steps.transpose(1, 2).flatten(1)
-        self.misses = root_of_misses(horizon, self.weight)
+        self.misses = root_of_misses(horizon, weight * entry.points)
         moved = entry.points * led_astray(steps.to(torch.float64)).flatten(1)
         metric = torch.eye(entry.latent, dtype=torch.float64) + weight * moved @ moved.T
         self.root = torch.linalg.cholesky(metric).to(torch.float32)
