@@ -70,4 +70,4 @@ check: $(READY)
 	$(BIN)/mypy
 
 test: render check
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(MARKS)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "$(MARKS)"
