@@ -84,9 +84,11 @@ class Sample:
     positions: Tensor
     """i64[3, T] multimodal rotary positions (time, height, width)"""
     pixels: Tensor
-    """u8[P, 1176] patches, in merge order; the vision tower normalises them"""
+    """u8[B] frames of all pictures and films, each RGB [h, w, 3] on its grid; the model cuts and normalises them"""
+    frames: Tensor
+    """i64[I] frames of each: 1 is a picture"""
     grid: Tensor
-    """i64[I, 3] patches of each image along (time, height, width)"""
+    """i64[I, 3] patches of each along (time, height, width); two frames are one step of time, an odd last one too"""
     image_slots: Tensor
     """i64[P/4] where each merged 2x2 group of patches goes, in the order the vision tower gives them"""
     actions: Tensor
@@ -123,7 +125,9 @@ class PackedBatch:
     cu_seqlens: Tensor
     """i32[N+1], or i32[N+2] where there is padding; always on the CPU"""
     pixels: Tensor
-    """u8[P, 1176]"""
+    """u8[B]"""
+    frames: Tensor
+    """i64[I]; always on the CPU"""
     grid: Tensor
     """i64[I, 3]; always on the CPU"""
     image_slots: Tensor
@@ -152,7 +156,7 @@ class PackedBatch:
     """tokens that are not padding"""
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The batch with its tensors on `device`; the two that steer kernels from the host stay on the CPU."""
+        """The batch with its tensors on `device`; the three that steer kernels from the host stay on the CPU."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)

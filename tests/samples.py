@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flagscale_vla.action.binning import Binning
 from flagscale_vla.action.fast import Fast, fit_fast
@@ -24,12 +25,15 @@ from flagscale_vla.config.image import AugmentConfig, Decoder, ImageConfig, Vide
 from flagscale_vla.config.mixture import OrderConfig, TooLong, Weigh
 from flagscale_vla.data.codes import Tokenizers
 from flagscale_vla.data.feed import Feed
+from flagscale_vla.data.images import Pixels
 from flagscale_vla.data.index import Index
+from flagscale_vla.data.pictures import Clip, place_clips
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.shards import ShardWriter
 from flagscale_vla.data.sources import Source
 from flagscale_vla.data.store import LocalStore
 from flagscale_vla.data.tokenizer import fit_tokenizer
+from flagscale_vla.model.pixels import cut_patches
 from flagscale_vla.records import Action, Image, PackedBatch, RawSample, Segment, State, Text
 from flagscale_vla.robots.embodiments import Embodiment, save_embodiments
 from flagscale_vla.robots.statistics import RobotStatistics, Statistics
@@ -52,6 +56,20 @@ PANDA = Embodiment(
 SENTENCE = "open the door then close a red drawer and push this button to the left of that small blue window please"
 WORDS = tuple(SENTENCE.split())
 STORED_STEPS = 16
+
+
+def carried(clips: Sequence[Sequence[Pixels]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels, frames and grid of pictures and films, as a row carries them."""
+    made = [Clip(name=f"clip-{number}", frames=tuple(frames), stride=1.0) for number, frames in enumerate(clips)]
+    room = np.empty(sum(clip.nbytes for clip in made), np.uint8)
+    placed = place_clips(made, room)
+    frames = torch.tensor([len(clip.frames) for clip in placed], dtype=torch.int64)
+    return torch.from_numpy(room), frames, torch.tensor([clip.grid for clip in placed]).reshape(-1, 3)
+
+
+def patches_of(clips: Sequence[Sequence[Pixels]]) -> Tensor:
+    """Patches u8[P, 1176] of pictures and films."""
+    return cut_patches(*carried(clips))
 
 
 def sentence(generator: np.random.Generator, num_words: int) -> str:

@@ -16,7 +16,7 @@ from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.config.optim import OptimConfig
 from flagscale_vla.hf.table import to_theirs
 from flagscale_vla.model.flow import FlowInput, FlowOutput, noised
-from flagscale_vla.model.pixels import normalize
+from flagscale_vla.model.pixels import cut_patches, normalize
 from flagscale_vla.records import Sample
 
 
@@ -93,7 +93,7 @@ def pad(samples: Sequence[Sample], vocabulary: Vocabulary) -> Padded:
         mask=mask,
         labels=pad_sequence([s.labels for s in samples], batch_first=True, padding_value=-100),
         positions=pad_sequence([s.positions.T for s in samples], batch_first=True).permute(2, 0, 1),
-        pixels=normalize(torch.cat([s.pixels for s in samples]), VisionKind.qwen2_5_vl),
+        pixels=normalize(torch.cat([cut_patches(s.pixels, s.frames, s.grid) for s in samples]), VisionKind.qwen2_5_vl),
         grid=torch.cat([s.grid for s in samples]),
         actions=torch.cat([s.actions for s in samples]),
         action_valid=torch.cat([s.action_valid for s in samples]),

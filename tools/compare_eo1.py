@@ -42,7 +42,7 @@ from compare_sides import (
 from torch import Tensor
 
 from flagscale_vla.config.model import VisionKind
-from flagscale_vla.model.pixels import normalize
+from flagscale_vla.model.pixels import cut_patches, normalize
 from flagscale_vla.records import Sample
 
 MODELING = Path("eo", "model", "modeling_eo1.py")
@@ -54,7 +54,10 @@ def inputs_of(sample: Sample) -> Named:
     labels[1:] = sample.labels[:-1]
     found = {"tokens": sample.tokens, "labels": labels}
     if len(sample.grid):
-        found |= {"pixel_values": normalize(sample.pixels, VisionKind.qwen2_5_vl), "image_grid_thw": sample.grid}
+        found |= {
+            "pixel_values": normalize(cut_patches(sample.pixels, sample.frames, sample.grid), VisionKind.qwen2_5_vl),
+            "image_grid_thw": sample.grid,
+        }
     if len(sample.actions):
         found |= {"states": sample.states, "actions": sample.actions, "action_is_pad": padded_steps(sample)}
         found |= {"noise": sample.noise, "time": sample.time}

@@ -44,7 +44,7 @@ from torch import Tensor
 from flagscale_vla.action.vocabulary import ACTION_TOKENS
 from flagscale_vla.config.model import VisionKind
 from flagscale_vla.data.recipe import Recipe
-from flagscale_vla.model.pixels import normalize
+from flagscale_vla.model.pixels import cut_patches, normalize
 from flagscale_vla.records import Action, State
 
 
@@ -60,7 +60,7 @@ def inputs_of(case: Case) -> Named:
         "raw_state": torch.from_numpy(state.values),
         "raw_action": torch.from_numpy(action.values),
         "tokens": sample.tokens,
-        "pixel_values": normalize(sample.pixels, VisionKind.qwen2_5_vl),
+        "pixel_values": normalize(cut_patches(sample.pixels, sample.frames, sample.grid), VisionKind.qwen2_5_vl),
         "image_grid_thw": sample.grid,
         "states": sample.states,
         "actions": sample.actions,
@@ -85,7 +85,10 @@ def compare(cases: Sequence[Case], ours: Named, theirs: Named, config: dict[str,
         velocities = ours[f"{number}.velocities"]
         pairs = {
             "tokens, LeRobot's own": (their["our_tokens"], their["tokens"]),
-            "patches, LeRobot's own": (normalize(case.sample.pixels, VisionKind.qwen2_5_vl), their["pixels"]),
+            "patches, LeRobot's own": (
+                normalize(cut_patches(case.sample.pixels, case.sample.frames, case.sample.grid), VisionKind.qwen2_5_vl),
+                their["pixels"],
+            ),
             "normalised state, LeRobot's own": (case.sample.states, their["states"]),
             "normalised actions, LeRobot's own": (case.sample.actions, their["chunk"]),
             "velocities": (velocities[counted], their["velocities"][counted]),

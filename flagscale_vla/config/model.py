@@ -81,9 +81,14 @@ class VisionConfig:
         check(ok, "model.vision.image_pixels", pixels, f"must be a positive multiple of {side}", 16 * side)
 
     @property
+    def patch_frames(self) -> int:
+        """Frames in a patch: two, or one with InternViT."""
+        return 1 if self.kind is VisionKind.internvit else PATCH_FRAMES
+
+    @property
     def patch_width(self) -> int:
-        """Values in a flattened patch: of two frames, or of one with InternViT."""
-        return PATCH_WIDTH // PATCH_FRAMES if self.kind is VisionKind.internvit else PATCH_WIDTH
+        """Values in a flattened patch."""
+        return 3 * self.patch_frames * PATCH_PIXELS * PATCH_PIXELS
 
     @property
     def tile_side(self) -> int:

@@ -18,7 +18,7 @@ Where a model answers in codes, these stand in place of the placeholders; where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -43,18 +43,18 @@ def num_chunks(segments: Sequence[Segment]) -> int:
     return sum(isinstance(segment, Action) for segment in segments)
 
 
-def choose_chunk(segments: Sequence[Segment], generator: np.random.Generator) -> int | None:
+def choose_chunk(segments: Sequence[Segment], generator: Callable[[], np.random.Generator]) -> int | None:
     """Which chunk is noised and trained on; None for none of them.
 
     EO-1's rule for interleaved samples: one of the C chunks or none, all equally likely. A sample with exactly one
-    chunk that ends it always trains on it, for so does EO-1 with its robot samples.
+    chunk that ends it always trains on it, for so does EO-1 with its robot samples; nothing is drawn then.
     """
     count = num_chunks(segments)
     if count == 0:
         return None
     if count == 1 and isinstance(segments[-1], Action):
         return 0
-    drawn = int(generator.integers(count + 1))
+    drawn = int(generator().integers(count + 1))
     return drawn if drawn < count else None
 
 

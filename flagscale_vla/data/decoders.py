@@ -142,7 +142,8 @@ class TurboBackend:
     def resize(self, pixels: Pixels, height: int, width: int) -> Pixels:
         """Bicubic, with Pillow's kernels in fixed-point numbers of fewer bits."""
         rows = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
-        channels = rows.permute(2, 0, 1).unsqueeze(0)
+        # In this order of steps torch sees channels that lie together, and resizes them together.
+        channels = rows.unsqueeze(0).permute(0, 3, 1, 2)
         resized = F.interpolate(channels, (height, width), mode="bicubic", antialias=True)
         return resized.squeeze(0).permute(1, 2, 0).numpy()
 

@@ -1,4 +1,4 @@
-"""A picture becomes Qwen2.5-VL's patches: decode, resize, cut.
+"""A picture is decoded and resized to Qwen2.5-VL's grid of patches.
 
 Equal to `transformers`' Qwen2-VL image processor; the steps are those of Qwen2-VL's report, section 2.1.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,7 +14,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS, PATCH_WIDTH
+from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
 from flagscale_vla.data.faults import BadSampleError
 
 LONGEST_RATIO = 200
@@ -125,36 +124,3 @@ def resize(pixels: Pixels, grid: tuple[int, int]) -> Pixels:
         return pixels
     image = PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
     return np.asarray(image)
-
-
-def cut_patches(first: Pixels, second: Pixels, out: Pixels) -> None:
-    """Write the patches of two resized frames, or of one picture given twice, into `out` u8[P, 1176].
-
-    Patches of one 2x2 group, which the vision tower merges, lie next to each other; inside a patch the order is
-    (channel, frame, row, column).
-    """
-    side, merge = PATCH_PIXELS, PATCH_MERGE
-    rows, columns = first.shape[0] // side, first.shape[1] // side
-    cut = out.reshape(rows // merge, columns // merge, merge, merge, 3, PATCH_FRAMES, side, side)
-    for place, frame in enumerate((first,) if second is first else (first, second)):
-        parts = frame.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
-        cut[:, :, :, :, :, place] = parts.transpose(0, 3, 1, 4, 6, 2, 5)
-    if second is first:
-        frames = out.reshape(-1, PATCH_FRAMES, side * side)
-        frames[:, 1] = frames[:, 0]
-
-
-def to_patches(clips: Sequence[Sequence[Pixels]]) -> Pixels:
-    """u8[P, 1176] of all resized pictures and films, one after another.
-
-    Args:
-        clips: the frames of each; a picture has one. Every two make one step of time, an odd last one is repeated.
-    """
-    pairs = [(frames[n], frames[min(n + 1, len(frames) - 1)]) for frames in clips for n in range(0, len(frames), 2)]
-    counts = [first.shape[0] * first.shape[1] // PATCH_PIXELS**2 for first, _ in pairs]
-    out = np.empty((sum(counts), PATCH_WIDTH), np.uint8)
-    start = 0
-    for pair, count in zip(pairs, counts, strict=True):
-        cut_patches(*pair, out[start : start + count])
-        start += count
-    return out

@@ -8,17 +8,19 @@ from dataclasses import dataclass, fields, replace
 from itertools import count, islice
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from flagscale_vla.data.faults import BadSampleError, Fault, Quarantine
 from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.mixture import MixtureEndError
 from flagscale_vla.data.plan import Given, Plan, Position
-from flagscale_vla.data.recipe import Draft, cut_all
+from flagscale_vla.data.recipe import Draft, Seen
 from flagscale_vla.data.sources import Order, label, read_item
-from flagscale_vla.data.workers import fork_server
+from flagscale_vla.data.workers import fork_server, keep_memory
 from flagscale_vla.records import PackedBatch, Sample
 
 READ_AHEAD = 4
@@ -37,9 +39,24 @@ class _Delivery:
 
     def pin_memory(self) -> _Delivery:
         """The same in page-locked memory, from which a GPU copies while it computes; torch's loader calls this."""
-        values: dict[str, Any] = {field.name: self.batch.__getattribute__(field.name) for field in fields(self.batch)}
-        pinned = {name: value.pin_memory() for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, batch=PackedBatch(**values | pinned))
+        pinned = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
+        return replace(self, batch=PackedBatch(**self._values() | pinned))
+
+    def __reduce__(self) -> tuple[Callable[..., _Delivery], tuple[Any, ...]]:
+        """A worker sends all but pixels through its pipe: shared memory costs a connection for every tensor."""
+        arrays = {name: tensor.numpy() for name, tensor in self._tensors().items() if name != "pixels"}
+        return _delivered, (self._values() | arrays, self.reads, self.faults)
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: self.batch.__getattribute__(field.name) for field in fields(self.batch)}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._values().items() if isinstance(value, Tensor)}
+
+
+def _delivered(values: dict[str, Any], reads: int, faults: tuple[Fault, ...]) -> _Delivery:
+    tensors = {name: torch.from_numpy(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    return _Delivery(batch=PackedBatch(**values | tensors), reads=reads, faults=faults)
 
 
 class _Reader(Dataset[_Delivery]):
@@ -60,9 +77,9 @@ class _Reader(Dataset[_Delivery]):
             return dict(self._each(orders, numbers, make, faults))
 
         begun = each(range(len(orders)), lambda number: self._begin(orders[number]))
-        seen = each(begun, lambda number: self.recipe.see(begun[number], augment=self.augment))
-        pixels = dict(zip(seen, cut_all(list(seen.values())), strict=True))
-        samples = each(seen, lambda number: self._finish(orders[number], seen[number], pixels[number]))
+        rooms = cut_room({number: draft.nbytes for number, draft in begun.items()})
+        seen = each(begun, lambda number: self.recipe.see(begun[number], rooms[number], augment=self.augment))
+        samples = each(seen, lambda number: self._finish(orders[number], seen[number]))
         batch = self.recipe.pack(list(samples.values()), self.pack_length)
         return _Delivery(batch=batch, reads=len(orders), faults=tuple(faults[number] for number in sorted(faults)))
 
@@ -82,8 +99,8 @@ class _Reader(Dataset[_Delivery]):
         raw = read_item(*self.sources[order.source], order)
         return self.recipe.begin(raw, seed=self.seed, epoch=order.epoch)
 
-    def _finish(self, order: Order, draft: Draft, pixels: Tensor) -> Sample:
-        sample = self.recipe.finish(draft, pixels)
+    def _finish(self, order: Order, seen: Seen) -> Sample:
+        sample = self.recipe.finish(seen)
         if sample.tokens.numel() > order.tokens:
             reason = f"has {sample.tokens.numel()} tokens, but had {order.tokens} when it was indexed"
             raise BadSampleError(sample.key, reason)
@@ -94,6 +111,18 @@ class _Reader(Dataset[_Delivery]):
         named = label(self.sources[order.source][0], shard)
         member = error.member.removeprefix(f"{named}/").removeprefix(f"{shard}/")
         return Fault(shard=named, member=member, reason=error.reason)
+
+
+def cut_room(sizes: dict[int, int]) -> dict[int, Tensor]:
+    """Room u8[size] for each; all of it is one storage, so that a row has its pixels without another copy.
+
+    In a worker it is shared with the process that the worker reads for.
+    """
+    room = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        room.set_(torch.UntypedStorage._new_shared(sum(sizes.values())))
+    room.resize_(sum(sizes.values()))
+    return dict(zip(sizes, room.split(list(sizes.values())), strict=True)) if sizes else {}
 
 
 class _Orders(Iterable[tuple[Order, ...]]):
@@ -204,8 +233,16 @@ def read_ahead(reader: _Reader, orders: _Orders, workers: int, pin: bool) -> Sta
 
     The loader's own state is not used: it names each worker, and so could not be gone on from with another number.
     """
-    ahead = {"prefetch_factor": READ_AHEAD, "multiprocessing_context": fork_server()} if workers else {}
+    ahead: dict[str, Any] = {"prefetch_factor": READ_AHEAD, "multiprocessing_context": fork_server()} if workers else {}
     with warnings.catch_warnings():
         # torchdata 0.11 calls a function that torch 2.13 deprecates; it does nothing here.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-        return StatefulDataLoader(reader, batch_size=None, sampler=orders, num_workers=workers, pin_memory=pin, **ahead)
+        return StatefulDataLoader(
+            reader,
+            batch_size=None,
+            sampler=orders,
+            num_workers=workers,
+            pin_memory=pin,
+            worker_init_fn=keep_memory,
+            **ahead,
+        )

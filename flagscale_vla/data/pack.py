@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from flagscale_vla.config.model import PATCH_MERGE, PATCH_WIDTH
+from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
 from flagscale_vla.data.conversation import UNSUPERVISED
 from flagscale_vla.records import PackedBatch, Sample
 
@@ -49,6 +49,7 @@ def pack(samples: Sequence[Sample], length: int, *, pad: int, horizon: int, widt
         positions=join("positions", dim=1),
         cu_seqlens=torch.tensor(ends if used == length else [*ends, length], dtype=torch.int32),
         pixels=_join_pixels([part["pixels"] for part in parts if "pixels" in part]),
+        frames=join("frames"),
         grid=join("grid"),
         image_slots=join("image_slots"),
         actions=join("actions"),
@@ -66,13 +67,13 @@ def pack(samples: Sequence[Sample], length: int, *, pad: int, horizon: int, widt
 
 
 def _join_pixels(parts: Sequence[Tensor]) -> Tensor:
-    """u8[P, 1176] of all parts. Where they are the whole of one storage, in order, nothing is copied."""
+    """u8[B] of all parts. Where they are the whole of one storage, in order, nothing is copied."""
     parts = [part for part in parts if part.numel()]
     sizes = [part.numel() for part in parts]
     whole = parts[0].untyped_storage()
     starts = accumulate(sizes[:-1], initial=whole.data_ptr())
     if whole.nbytes() == sum(sizes) and [part.data_ptr() for part in parts] == list(starts):
-        return parts[0].as_strided((len(whole) // PATCH_WIDTH, PATCH_WIDTH), (PATCH_WIDTH, 1))
+        return parts[0].as_strided((len(whole),), (1,))
     return torch.cat(parts)
 
 
@@ -83,6 +84,7 @@ def _shifted(sample: Sample, start: int) -> dict[str, Tensor]:
         "labels": sample.labels,
         "positions": sample.positions,
         "pixels": sample.pixels,
+        "frames": sample.frames,
         "grid": sample.grid,
         "image_slots": sample.image_slots + start,
         "actions": sample.actions,
@@ -100,7 +102,8 @@ def _dummies(samples: Iterable[Sample], horizon: int, width: int) -> dict[str, T
     samples = list(samples)
     dummies: dict[str, Tensor] = {}
     if not any(sample.grid.numel() for sample in samples):
-        dummies["pixels"] = torch.zeros(PATCH_MERGE**2, PATCH_WIDTH, dtype=torch.uint8)
+        dummies["pixels"] = torch.zeros(3 * (PATCH_MERGE * PATCH_PIXELS) ** 2, dtype=torch.uint8)
+        dummies["frames"] = torch.tensor([1])
         dummies["grid"] = torch.tensor([[1, PATCH_MERGE, PATCH_MERGE]])
         dummies["image_slots"] = torch.tensor([NOWHERE])
     if not any(sample.states.numel() for sample in samples):

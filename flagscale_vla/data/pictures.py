@@ -6,8 +6,9 @@ A film is Qwen2.5-VL's: every two frames make one step of time, an odd last one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from flagscale_vla.config.image import ImageConfig
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
@@ -40,6 +41,37 @@ class Clip:
         height, width = self.frames[0].shape[:2]
         return time_steps(len(self.frames)), height // PATCH_PIXELS, width // PATCH_PIXELS
 
+    @property
+    def nbytes(self) -> int:
+        """Of all frames."""
+        return sum(frame.size for frame in self.frames)
+
+    def moved(self, room: Pixels) -> Clip:
+        """The same with its frames in `room`, u8[nbytes]: one after another, each [h, w, 3]."""
+        places = room.reshape(len(self.frames), *self.frames[0].shape)
+        for place, frame in zip(places, self.frames, strict=True):
+            place[:] = frame
+        return replace(self, frames=tuple(places))
+
+
+def place_clips(clips: Iterable[Clip], room: Pixels) -> list[Clip]:
+    """Clips moved into `room`, each as soon as it is there: one that is read is then still in a processor's caches."""
+    placed, start = [], 0
+    for clip in clips:
+        placed.append(clip.moved(room[start : start + clip.nbytes]))
+        start += clip.nbytes
+    return placed
+
+
+def first_frames(pixels: Pixels, frames: Sequence[int], grids: Sequence[Grid]) -> Iterator[Pixels]:
+    """The first frame u8[h, w, 3] of each step of time, from what `place_clips` filled."""
+    start = 0
+    for count, (_, rows, columns) in zip(frames, grids, strict=True):
+        shape = (count, rows * PATCH_PIXELS, columns * PATCH_PIXELS, 3)
+        clip = pixels[start : start + math.prod(shape)].reshape(shape)
+        yield from clip[::PATCH_FRAMES]
+        start += clip.size
+
 
 def time_steps(frames: int) -> int:
     """Steps of time of a film of so many frames."""
@@ -70,13 +102,13 @@ class PictureReader:
         self.config = config
         decoders.open_backend(config.decoder)
 
-    def read(self, key: str, segments: Iterable[Segment]) -> list[Clip]:
-        """All pictures and films of a sample, in order.
+    def read(self, key: str, segments: Iterable[Segment]) -> Iterator[Clip]:
+        """All pictures and films of a sample, in order, each when it is asked for.
 
         Raises:
             BadSampleError: one of them cannot be decoded, is too large or too long, or a film's frames differ in size.
         """
-        return [self._read_one(key, segment) for segment in segments if isinstance(segment, Image | Video)]
+        return (self._read_one(key, segment) for segment in segments if isinstance(segment, Image | Video))
 
     def grids(self, key: str, segments: Iterable[Segment]) -> list[Grid]:
         """Grids of all pictures and films of a sample; only headers are read.
@@ -86,19 +118,32 @@ class PictureReader:
         """
         return [self._grid(key, segment) for segment in segments if isinstance(segment, Image | Video)]
 
+    def nbytes(self, key: str, segments: Iterable[Segment]) -> int:
+        """Of all frames of a sample's pictures and films on their grids; only headers are read.
+
+        Raises:
+            BadSampleError: as `grids`.
+        """
+        seen = [segment for segment in segments if isinstance(segment, Image | Video)]
+        frames = [len(segment.frames) if isinstance(segment, Video) else 1 for segment in seen]
+        sides = zip(frames, self.grids(key, seen), strict=True)
+        return sum(3 * count * rows * columns * PATCH_PIXELS**2 for count, (_, rows, columns) in sides)
+
     def fit(self, name: str, pixels: Pixels) -> Clip:
         """What a camera sees, u8[h, w, 3]."""
         return Clip(name=name, frames=(decoders.fit(name, pixels, self.config, self.config.decoder),), stride=1.0)
 
-    def change(self, key: str, segments: Sequence[Segment], clips: Sequence[Clip], seed: int, epoch: int) -> list[Clip]:
+    def change(
+        self, key: str, segments: Sequence[Segment], clips: Iterable[Clip], seed: int, epoch: int
+    ) -> Iterator[Clip]:
         """The clips of a sample as training changes them; see `data.augment`."""
         kinds = allowed(segments)
-        return [self._change_one(key, clip, kinds, seed, epoch) for clip in clips] if kinds else list(clips)
+        return (self._change_one(key, clip, kinds, seed, epoch) for clip in clips) if kinds else iter(clips)
 
     def _change_one(self, key: str, clip: Clip, kinds: frozenset[Kind], seed: int, epoch: int) -> Clip:
         generator = stream(seed, epoch, f"{key}/{clip.name}", Draw.augment)
         changes = draw(self.config.augment, kinds, generator)
-        return Clip(name=clip.name, frames=tuple(apply(frame, changes) for frame in clip.frames), stride=clip.stride)
+        return replace(clip, frames=tuple(apply(frame, changes) for frame in clip.frames))
 
     def _read_one(self, key: str, segment: Image | Video) -> Clip:
         decoder = self.config.decoder

@@ -6,9 +6,8 @@ A recipe travels with the weights in every checkpoint, so that a policy builds i
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +24,13 @@ from flagscale_vla.action.vocabulary import Vocabulary, place_codes, read_vocabu
 from flagscale_vla.config.checks import check
 from flagscale_vla.config.data import ActionConfig, Answer, CodeIds, Normalization
 from flagscale_vla.config.image import AugmentConfig, Decoder, ImageConfig, VideoConfig
-from flagscale_vla.data import images
 from flagscale_vla.data.chunks import Chunks, Floats, clean_chunks, noise_chunk, pure_noise
 from flagscale_vla.data.codes import ActionCodes, Tokenizers
 from flagscale_vla.data.conversation import UNSUPERVISED, Conversation, Layout, choose_chunk, cut_after_chunk
 from flagscale_vla.data.draws import Draw, stream
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.pack import pack
-from flagscale_vla.data.pictures import Clip, PictureReader, merged_tokens
+from flagscale_vla.data.pictures import Clip, PictureReader, merged_tokens, place_clips
 from flagscale_vla.data.positions import rotary_positions
 from flagscale_vla.data.starts import chunks_with_starts
 from flagscale_vla.data.tokenizer import TextEncoder, read_tokenizer
@@ -65,7 +63,7 @@ PROMPT_KEY = "observation"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A sample between two steps of `Recipe.sample`."""
+    """A sample after the first step of `Recipe.sample`."""
 
     key: str
     seed: int
@@ -74,8 +72,18 @@ class Draft:
     """up to the chosen chunk"""
     chosen: int | None
     """the chunk that is noised"""
+    nbytes: int
+    """of its pictures' frames"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A sample after the second step: its pictures are there."""
+
+    draft: Draft
     clips: Sequence[Clip]
-    """none before pictures are read"""
+    pixels: Tensor
+    """u8[nbytes] that the clips' frames lie in"""
 
 
 class Recipe:
@@ -157,27 +165,27 @@ class Recipe:
         Raises:
             BadSampleError: a picture cannot be decoded, or a number, width or robot does not fit.
         """
-        draft = self.see(self.begin(raw, seed=seed, epoch=epoch), augment=augment)
-        (pixels,) = cut_all([draft])
-        return self.finish(draft, pixels)
+        draft = self.begin(raw, seed=seed, epoch=epoch)
+        return self.finish(self.see(draft, torch.empty(draft.nbytes, dtype=torch.uint8), augment=augment))
 
     def begin(self, raw: RawSample, *, seed: int, epoch: int) -> Draft:
-        """The first step of `sample`: numbers are checked and the chunk is chosen.
+        """The first step of `sample`: numbers and pictures' headers are checked, and the chunk is chosen.
 
         A row takes each step for all of its samples at once: over two pictures a processor's caches lose all else.
 
         Raises:
-            BadSampleError: a number, width or robot does not fit.
+            BadSampleError: a number, width, robot or header does not fit.
         """
         check_segments(raw, self.embodiments, self.action.horizon)
         chosen = None
         if self.action.answer is not Answer.codes:
-            chosen = choose_chunk(raw.segments, stream(seed, epoch, raw.key, Draw.turn))
+            chosen = choose_chunk(raw.segments, lambda: stream(seed, epoch, raw.key, Draw.turn))
         segments = cut_after_chunk(raw.segments, chosen)
-        return Draft(key=raw.key, seed=seed, epoch=epoch, segments=segments, chosen=chosen, clips=())
+        nbytes = self.pictures.nbytes(raw.key, segments)
+        return Draft(key=raw.key, seed=seed, epoch=epoch, segments=segments, chosen=chosen, nbytes=nbytes)
 
-    def see(self, draft: Draft, *, augment: bool) -> Draft:
-        """The second step: pictures are decoded and, with `augment`, changed.
+    def see(self, draft: Draft, room: Tensor, *, augment: bool) -> Seen:
+        """The second step: pictures are decoded and, with `augment`, changed. They go into `room`, u8[draft.nbytes].
 
         Raises:
             BadSampleError: one cannot be decoded.
@@ -185,17 +193,18 @@ class Recipe:
         clips = self.pictures.read(draft.key, draft.segments)
         if augment and self.image.augment.most:
             clips = self.pictures.change(draft.key, draft.segments, clips, draft.seed, draft.epoch)
-        return replace(draft, clips=clips)
+        return Seen(draft=draft, clips=place_clips(clips, room.numpy()), pixels=room)
 
-    def finish(self, draft: Draft, pixels: Tensor) -> Sample:
-        """The last step: all that the model reads. `pixels` are those that `cut_all` gave.
+    def finish(self, seen: Seen) -> Sample:
+        """The last step: all that the model reads.
 
         Raises:
             BadSampleError: a robot has no statistics, or its actions have no codes.
         """
+        draft = seen.draft
         generator = stream(draft.seed, draft.epoch, draft.key, Draw.flow)
         chunks = self._chunks(draft.key, draft.segments, draft.chosen, generator)
-        return self._assemble(draft, pixels, chunks, self._codes(draft.key, draft.segments))
+        return self._assemble(seen, chunks, self._codes(draft.key, draft.segments))
 
     def prompt(self, observation: Observation, *, seed: int) -> Sample:
         """What a policy starts from: the same layout with a chunk of pure noise, drawn from `seed`, and no labels.
@@ -219,9 +228,10 @@ class Recipe:
             ),
         ]
         chunks = pure_noise(horizon, self.width, stream(seed, 0, PROMPT_KEY, Draw.flow))
-        draft = Draft(key=PROMPT_KEY, seed=seed, epoch=0, segments=segments, chosen=0, clips=clips)
-        (pixels,) = cut_all([draft])
-        return self._assemble(draft, pixels, chunks, None, supervised=False)
+        room = torch.empty(sum(clip.nbytes for clip in clips), dtype=torch.uint8)
+        draft = Draft(key=PROMPT_KEY, seed=seed, epoch=0, segments=segments, chosen=0, nbytes=len(room))
+        seen = Seen(draft=draft, clips=place_clips(clips, room.numpy()), pixels=room)
+        return self._assemble(seen, chunks, None, supervised=False)
 
     def action_values(self, robot: str, normalized: Floats) -> Floats:
         """f32[H, A0] in the robot's own units, from what the model gives, f32[H, A].
@@ -377,10 +387,9 @@ class Recipe:
             row[: len(state.values)] = self._scaler(key, state.robot, State).normalize(state.values)
         return rows
 
-    def _assemble(
-        self, draft: Draft, pixels: Tensor, chunks: Chunks, codes: list[list[int]] | None, supervised: bool = True
-    ) -> Sample:
-        grids, strides = [clip.grid for clip in draft.clips], [clip.stride for clip in draft.clips]
+    def _assemble(self, seen: Seen, chunks: Chunks, codes: list[list[int]] | None, supervised: bool = True) -> Sample:
+        draft, clips = seen.draft, seen.clips
+        grids, strides = [clip.grid for clip in clips], [clip.stride for clip in clips]
         counts = [merged_tokens(grid) for grid in grids]
         layout = self.conversation.lay_out(draft.segments, counts, draft.chosen, codes)
         labels = layout.labels if supervised else np.full_like(layout.labels, UNSUPERVISED)
@@ -389,7 +398,8 @@ class Recipe:
             tokens=torch.from_numpy(layout.tokens),
             labels=torch.from_numpy(labels),
             positions=torch.from_numpy(rotary_positions(len(layout.tokens), layout.image_starts, grids, strides)),
-            pixels=pixels,
+            pixels=seen.pixels,
+            frames=torch.tensor([len(clip.frames) for clip in clips], dtype=torch.int64),
             grid=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
             image_slots=torch.from_numpy(image_slots(layout)),
             actions=torch.from_numpy(chunks.actions),
@@ -400,12 +410,6 @@ class Recipe:
             states=torch.from_numpy(self._states(draft.key, draft.segments)),
             state_slots=torch.tensor(layout.state_starts, dtype=torch.int64),
         )
-
-
-def cut_all(drafts: Sequence[Draft]) -> list[Tensor]:
-    """The patches of each sample, u8[P, 1176]; all lie in one storage, so that a row has them without another copy."""
-    patches = torch.from_numpy(images.to_patches([clip.frames for draft in drafts for clip in draft.clips]))
-    return list(patches.split([sum(math.prod(clip.grid) for clip in draft.clips) for draft in drafts]))
 
 
 def action_to_json(action: ActionConfig) -> dict[str, object]:

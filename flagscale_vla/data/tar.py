@@ -6,6 +6,7 @@ the first look at millions of samples, and it says where a broken file breaks.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,9 @@ PAX = (b"x", b"g")
 PAX_OVERRIDES = (b" path=", b" size=")
 LAST_MEMBER = "json"
 CHECKSUM_FIELD = slice(148, 156)
+BLANK = b" " * 8
+"""What stands in that field while the sum is taken."""
+ADLER_BASE = 65521
 
 
 class Buffer(Protocol):
@@ -97,8 +101,9 @@ def read_header(header: bytes, offset: int, previous: str) -> tuple[Member, byte
         prefix = header[345:500].split(b"\0", 1)[0].decode() if header[345] else ""
     except ValueError as error:
         raise BrokenTarError(previous, offset, f"damaged: no tar header at byte {offset}, after this member") from error
-    blank = sum(header) - sum(header[CHECKSUM_FIELD]) + 8 * ord(" ")
-    if blank != checksum:
+    blank = header[: CHECKSUM_FIELD.start] + BLANK + header[CHECKSUM_FIELD.stop :]
+    # Adler-32 counts the bytes' sum from 1 on in its low half (RFC 1950, section 8): many times as fast as sum().
+    if (zlib.adler32(blank) & 0xFFFF) != (1 + checksum) % ADLER_BASE:
         raise BrokenTarError(previous, offset, f"damaged: wrong header checksum at byte {offset}, after this member")
     path = f"{prefix}/{name}" if prefix and header[257:262] == b"ustar" else name
     return Member(name=path, header=offset, start=offset + BLOCK, size=size), header[156:157]

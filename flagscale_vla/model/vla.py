@@ -15,6 +15,7 @@ from flagscale_vla.mcore.platform import Platform
 from flagscale_vla.mcore.topology import Topology
 from flagscale_vla.model.flow import FlowInput, FlowOutput, noised
 from flagscale_vla.model.language import LanguageModel
+from flagscale_vla.model.pixels import cut_patches
 from flagscale_vla.model.shares import run_shared
 from flagscale_vla.model.towers import build_vision
 from flagscale_vla.records import PackedBatch
@@ -50,7 +51,7 @@ class VisionLanguageAction(MegatronModule):
         self.pre_process, self.post_process = first, last
         self.share_embeddings_and_output_weights = model.language.tied
         if first:
-            self.vision = build_vision(model, parallel, platform)
+            self.vision, self.patch_frames = build_vision(model, parallel, platform), model.vision.patch_frames
             self.flow_in = FlowInput(model.flow, model.language.hidden, platform.layers.head_linear)
         self.language = language
         if last:
@@ -77,9 +78,10 @@ class VisionLanguageAction(MegatronModule):
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """Inputs [S, H] of the whole row: words, and in their slots images, states and noised actions."""
+        patches = cut_patches(batch.pixels, batch.frames, batch.grid, self.patch_frames)
         steps = noised(batch.actions, batch.noise, batch.time)
         parts = [
-            run_shared(self.vision, batch.pixels, batch.grid, self.cp_size, self.cp_rank),
+            run_shared(self.vision, patches, batch.grid, self.cp_size, self.cp_rank),
             self.flow_in.states(batch.states),
             self.flow_in.actions(steps, batch.time).flatten(0, 1),
         ]

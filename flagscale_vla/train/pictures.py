@@ -12,8 +12,9 @@ from torch import Tensor
 
 from flagscale_vla.action.vocabulary import Vocabulary
 from flagscale_vla.config.data import Answer
-from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
+from flagscale_vla.config.image import TOKEN_PIXELS
 from flagscale_vla.data.feed import Feed
+from flagscale_vla.data.pictures import first_frames
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.sources import find_sample
 from flagscale_vla.records import PackedBatch
@@ -115,22 +116,11 @@ def placeholders(vocabulary: Vocabulary) -> frozenset[int]:
 
 def read_images(batch: PackedBatch, start: int, end: int) -> Iterator[NDArray[np.uint8]]:
     """The pictures placed in tokens [start, end) of a row, each u8[h, w, 3]; of a film every other frame."""
-    patch = 0
-    for steps, rows, columns in batch.grid.tolist():
-        for _ in range(steps):
-            count = rows * columns
-            slot = int(batch.image_slots[patch // PATCH_MERGE**2])
-            if start <= slot < end:
-                yield join_patches(batch.pixels[patch : patch + count], rows, columns)
-            patch += count
-
-
-def join_patches(patches: Tensor, rows: int, columns: int) -> NDArray[np.uint8]:
-    """u8[h, w, 3] from patches u8[rows * columns, 1176] in merge order: `cut_patches` undone."""
-    side, merge = PATCH_PIXELS, PATCH_MERGE
-    cut = patches.numpy().reshape(rows // merge, columns // merge, merge, merge, 3, PATCH_FRAMES, side, side)
-    still = cut[:, :, :, :, :, 0]
-    return still.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
+    place = 0
+    for picture in first_frames(batch.pixels.numpy(), batch.frames.tolist(), batch.grid.tolist()):
+        if start <= int(batch.image_slots[place]) < end:
+            yield picture
+        place += picture.size // (3 * TOKEN_PIXELS)
 
 
 def read_chunks(batch: PackedBatch, recipe: Recipe, robot: str, start: int, end: int) -> Iterator[Chunk]:

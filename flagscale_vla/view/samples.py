@@ -8,8 +8,8 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
 from flagscale_vla.data.conversation import UNSUPERVISED
+from flagscale_vla.data.pictures import first_frames
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.records import Action, RawSample, Sample, State, Text
 from flagscale_vla.view.episodes import robot_of
@@ -89,18 +89,5 @@ def _chunks(sample: Sample) -> Iterator[dict[str, object]]:
 
 
 def seen_pictures(sample: Sample) -> list[Pixels]:
-    """Pictures u8[h, w, 3] put together from the patches that the model gets, a video's one for each pair of frames."""
-    pictures, start = [], 0
-    for frames, rows, columns in sample.grid.tolist():
-        for _ in range(frames):
-            patches = sample.pixels[start : start + rows * columns].numpy()
-            pictures.append(from_patches(patches, rows, columns))
-            start += rows * columns
-    return pictures
-
-
-def from_patches(patches: Pixels, rows: int, columns: int) -> Pixels:
-    """The picture whose patches u8[rows * columns, 1176] these are, the first frame of each pair."""
-    side, merge = PATCH_PIXELS, PATCH_MERGE
-    cut = patches.reshape(rows // merge, columns // merge, merge, merge, 3, PATCH_FRAMES, side, side)[..., 0, :, :]
-    return cut.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
+    """Pictures u8[h, w, 3] as the model gets them, a video's one for each pair of frames."""
+    return list(first_frames(sample.pixels.numpy(), sample.frames.tolist(), sample.grid.tolist()))

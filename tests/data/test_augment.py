@@ -212,7 +212,7 @@ def test_changes_belong_to_seed_epoch_key_and_camera(recipe: Recipe) -> None:
 
 def test_the_frames_of_a_film_are_changed_alike(recipe: Recipe) -> None:
     raw = robot_sample(0)
-    clips = recipe.pictures.read(raw.key, raw.segments)
+    clips = list(recipe.pictures.read(raw.key, raw.segments))
     film = dataclasses.replace(clips[0], frames=clips[0].frames * 3)
     (after,) = recipe.pictures.change(raw.key, raw.segments, [film], 0, 0)
     assert len(after.frames) == 3

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from flagscale_vla.config.image import TOKEN_PIXELS, Decoder, VideoConfig
 from flagscale_vla.config.model import VisionKind
 from flagscale_vla.data.decoders import fit
-from flagscale_vla.data.images import to_patches
 from flagscale_vla.model.pixels import normalize
-from tests.samples import picture
+from tests.samples import patches_of, picture
 
 MIN_PIXELS, MAX_PIXELS = 16 * TOKEN_PIXELS, 128 * TOKEN_PIXELS
 MAX_TOKENS = 100
@@ -44,5 +42,5 @@ def test_a_film_equals_transformers(count: int, sides: tuple[int, int], capped: 
     rows, columns = (side // 14 for side in fitted[0].shape[:2])
     assert theirs["video_grid_thw"].tolist() == [[-(-count // 2), rows, columns]]
     # Both resize with torch; transformers scales and shifts values in one step, which rounds otherwise.
-    ours = normalize(torch.from_numpy(to_patches([fitted])), VisionKind.qwen2_5_vl)
+    ours = normalize(patches_of([fitted]), VisionKind.qwen2_5_vl)
     np.testing.assert_allclose(ours, theirs["pixel_values_videos"], atol=1e-6)

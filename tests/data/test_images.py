@@ -6,21 +6,23 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from flagscale_vla.config.image import PixelLimits
 from flagscale_vla.config.model import VisionKind
 from flagscale_vla.data.faults import BadSampleError
-from flagscale_vla.data.images import decode, image_grid, open_image, resize, to_patches
-from flagscale_vla.model.pixels import normalize
-from tests.samples import encode_picture, picture
+from flagscale_vla.data.images import decode, image_grid, open_image, resize
+from flagscale_vla.data.pictures import first_frames
+from flagscale_vla.model.pixels import cut_patches, normalize
+from tests.samples import carried, encode_picture, patches_of, picture
 
 LIMITS = PixelLimits(56 * 56, 224 * 224)
 
 
-def normalized(patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+def normalized(patches: Tensor) -> NDArray[np.float32]:
     """What the vision tower makes of them."""
-    return normalize(torch.from_numpy(patches), VisionKind.qwen2_5_vl).numpy()
+    return normalize(patches, VisionKind.qwen2_5_vl).numpy()
 
 
 @pytest.mark.parametrize("sides", [(112, 112), (84, 140), (100, 37), (480, 640), (30, 20), (720, 1280), (29, 800)])
@@ -29,9 +31,9 @@ def test_patches_equal_those_of_transformers(sides: tuple[int, int]) -> None:
     size = {"shortest_edge": LIMITS.min_pixels, "longest_edge": LIMITS.max_pixels}
     theirs = Qwen2VLImageProcessorPil(size=size)([pixels], return_tensors="np")
     grid = image_grid("picture", *sides, LIMITS)
-    ours = to_patches([[resize(pixels, grid)]])
+    ours = patches_of([[resize(pixels, grid)]])
     assert theirs["image_grid_thw"].tolist() == [[1, *grid]]
-    assert ours.dtype == np.uint8
+    assert ours.dtype == torch.uint8
     assert ours.shape == (grid[0] * grid[1], 1176)
     assert np.array_equal(normalized(ours), theirs["pixel_values"])
 
@@ -39,9 +41,9 @@ def test_patches_equal_those_of_transformers(sides: tuple[int, int]) -> None:
 def test_several_pictures_lie_one_after_another() -> None:
     generator = np.random.default_rng(0)
     pictures = [picture(generator, 56, 84), picture(generator, 28, 28)]
-    both = to_patches([[pixels] for pixels in pictures])
-    assert np.array_equal(both, np.concatenate([to_patches([[pixels]]) for pixels in pictures]))
-    assert to_patches([]).shape == (0, 1176)
+    both = patches_of([[pixels] for pixels in pictures])
+    assert torch.equal(both, torch.cat([patches_of([[pixels]]) for pixels in pictures]))
+    assert patches_of([]).shape == (0, 1176)
 
 
 def test_png_is_kept_exactly_and_grey_becomes_colour() -> None:
@@ -85,4 +87,26 @@ def test_a_films_patches_pair_its_frames(count: int) -> None:
         np.stack([transformers_patches(padded[n])[:, :, 0], transformers_patches(padded[n + 1])[:, :, 1]], axis=2)
         for n in range(0, count, 2)
     ]
-    assert np.array_equal(normalized(to_patches([frames])), np.concatenate(expected).reshape(-1, 1176))
+    assert np.array_equal(normalized(patches_of([frames])), np.concatenate(expected).reshape(-1, 1176))
+
+
+def test_alike_and_unlike_clips_are_cut_in_their_order() -> None:
+    generator = np.random.default_rng(0)
+    sides = [(56, 84), (56, 84), (84, 56), (56, 84)]
+    clips = [[picture(generator, *side) for _ in range(count)] for side, count in zip(sides, (1, 1, 3, 3), strict=True)]
+    assert torch.equal(patches_of(clips), torch.cat([patches_of([frames]) for frames in clips]))
+
+
+def test_a_patch_of_one_frame_is_half_of_a_picture_s_patch() -> None:
+    pixels, frames, grid = carried([[picture(np.random.default_rng(0), 56, 84)]])
+    alone = cut_patches(pixels, frames, grid, patch_frames=1).unflatten(1, (3, 1, 196))
+    assert torch.equal(alone.expand(-1, -1, 2, -1).flatten(1), cut_patches(pixels, frames, grid))
+
+
+def test_first_frames_are_read_back_from_what_a_row_carries() -> None:
+    generator = np.random.default_rng(0)
+    clips = [[picture(generator, 56, 84)], [picture(generator, 28, 56) for _ in range(5)]]
+    pixels, frames, grid = carried(clips)
+    seen = list(first_frames(pixels.numpy(), frames.tolist(), grid.tolist()))
+    for found, expected in zip(seen, [clips[0][0], *clips[1][::2]], strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -39,6 +39,9 @@ def open_feed(folder: Path) -> Feed:
     return make_feed(index, recipe.with_statistics(index.statistics), LENGTH, seed=3, augment=True)
 
 
+FIELDS = [field.name for field in dataclasses.fields(PackedBatch) if field.type == "Tensor"]
+
+
 @contextmanager
 def opened(
     feed: Feed,
@@ -114,6 +117,12 @@ def test_a_resumed_run_reads_what_an_unbroken_one_would(feed: Feed, first: int, 
 def test_workers_read_the_same_in_the_same_order(feed: Feed) -> None:
     here = take(feed, 12, position=Position(packs=5))
     assert_same(take(feed, 12, position=Position(packs=5), workers=2), here)
+
+
+def test_pixels_alone_come_in_memory_that_a_worker_shares(feed: Feed) -> None:
+    for batch in take(feed, 4, workers=1):
+        shared = [name for name in FIELDS if object.__getattribute__(batch, name).is_shared()]
+        assert shared == ["pixels"]
 
 
 def test_a_closed_loader_gives_nothing(feed: Feed) -> None:

@@ -37,7 +37,7 @@ def test_a_pack_is_its_samples_end_to_end(recipe: Recipe) -> None:
     assert batch.cu_seqlens.dtype == torch.int32
     assert batch.num_tokens == sum(lengths)
     assert batch.keys == tuple(raw.key for raw in RAWS)
-    for name in ("pixels", "grid", "actions", "action_valid", "noise", "time", "states"):
+    for name in ("pixels", "frames", "grid", "actions", "action_valid", "noise", "time", "states"):
         parts = [object.__getattribute__(sample, name) for sample in samples]
         assert torch.equal(object.__getattribute__(batch, name), torch.cat(parts)), name
     for sample, start in zip(samples, starts, strict=False):
@@ -91,7 +91,8 @@ def test_what_a_pack_lacks_is_a_dummy_without_loss(recipe: Recipe, raws: list[Ra
     batch = make_batch(recipe, raws, 2048)
     if lacking in ("images states actions", "all"):
         assert batch.grid.tolist() == [[1, 2, 2]]
-        assert batch.pixels.shape == (4, 1176)
+        assert batch.pixels.shape == (28 * 28 * 3,)
+        assert batch.frames.tolist() == [1]
         assert batch.image_slots.tolist() == [NOWHERE]
     if lacking:
         assert batch.actions.shape == batch.action_valid.shape == batch.noise.shape == (1, 8, 8)

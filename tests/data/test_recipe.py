@@ -16,6 +16,7 @@ from flagscale_vla.config.image import Decoder
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.images import decode
 from flagscale_vla.data.recipe import RECIPE_FILE, Recipe
+from flagscale_vla.model.pixels import cut_patches
 from flagscale_vla.records import Action, Image, Observation, RawSample, Sample, State, Text, Video
 from flagscale_vla.robots.statistics import RobotStatistics, Statistics, no_statistics
 from tests.samples import (
@@ -49,7 +50,8 @@ def test_shapes_and_dtypes(recipe: Recipe) -> None:
     sample = recipe.sample(robot_sample(0), seed=0, epoch=0, augment=True)
     length = sample.tokens.numel()
     assert sample.positions.shape == (3, length)
-    assert sample.pixels.shape == (128, 1176)
+    assert sample.pixels.shape == (128 * 14 * 14 * 3,)
+    assert sample.frames.tolist() == [1, 1]
     assert sample.grid.tolist() == [[1, 8, 8], [1, 8, 8]]
     assert sample.actions.shape == sample.action_valid.shape == sample.noise.shape == (1, 8, 8)
     assert sample.states.shape == (1, 8)
@@ -238,7 +240,9 @@ def test_a_film_is_read_as_pairs_of_frames(recipe: Recipe) -> None:
     sample = recipe.sample(raw, seed=0, epoch=0, augment=False)
     v = recipe.vocabulary
     assert sample.grid.tolist() == [[3, 6, 4], [1, 4, 4]] or sample.grid.tolist() == [[3, 4, 6], [1, 4, 4]]
-    assert sample.pixels.shape == (3 * 24 + 16, 1176)
+    assert sample.pixels.shape == ((5 * 24 + 16) * 14 * 14 * 3,)
+    assert sample.frames.tolist() == [5, 1]
+    assert cut_patches(sample.pixels, sample.frames, sample.grid).shape == (3 * 24 + 16, 1176)
     assert (sample.tokens[sample.image_slots[:18]] == v.video_pad).all()
     assert (sample.tokens[sample.image_slots[18:]] == v.image_pad).all()
     first, last = sample.image_slots[0], sample.image_slots[17]

@@ -14,7 +14,7 @@ from flagscale_vla.config.checkpoints import find_checkpoint
 from flagscale_vla.config.model import VisionKind
 from flagscale_vla.data import images
 from flagscale_vla.data.recipe import Recipe
-from flagscale_vla.model.pixels import normalize
+from flagscale_vla.model.pixels import cut_patches, normalize
 from flagscale_vla.records import Image, Sample, Text
 from tests.hf.directories import export_checkpoint, import_directory, small_model, write_checkpoint, write_directory
 from tests.samples import robot_sample
@@ -74,9 +74,8 @@ def test_pictures_become_the_patches_of_training(trained: Path) -> None:
     pictures = [s for s in robot_sample(3).segments if isinstance(s, Image)]
     given = processor([images.decode(s.name, s.encoded) for s in pictures], return_tensors="pt")
     assert torch.equal(given["image_grid_thw"], sample.grid)
-    torch.testing.assert_close(
-        given["pixel_values"], normalize(sample.pixels, VisionKind.qwen2_5_vl), atol=0.02, rtol=0
-    )
+    ours = normalize(cut_patches(sample.pixels, sample.frames, sample.grid), VisionKind.qwen2_5_vl)
+    torch.testing.assert_close(given["pixel_values"], ours, atol=0.02, rtol=0)
 
 
 def test_the_template_takes_plain_messages_and_a_noise_prompt(trained: Path) -> None:

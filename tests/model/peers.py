@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flagscale_vla.config.model import ModelConfig, VisionKind
 from flagscale_vla.hf.config_json import config_of
-from flagscale_vla.model.pixels import normalize
+from flagscale_vla.model.pixels import cut_patches, normalize
 from flagscale_vla.records import PackedBatch
 from tests.model.rows import FILM_TOKEN, IMAGE_TOKEN, Document
 
@@ -58,10 +58,11 @@ def state_dict(theirs: nn.Module, model: ModelConfig) -> dict[str, Tensor]:
 def peer_outputs(theirs: Any, kind: VisionKind, documents: list[Document], batch: PackedBatch) -> tuple[Tensor, Tensor]:
     """Hidden states and logits of every token of the documents, one document at a time."""
     hidden, logits, patch, image = [], [], 0, 0
+    cut = normalize(cut_patches(batch.pixels, batch.frames, batch.grid, 1 if kind is VisionKind.internvit else 2), kind)
     for n, document in enumerate(documents):
         rows = slice(int(batch.cu_seqlens[n]), int(batch.cu_seqlens[n + 1]))
         patches, images = 4 * sum(document.image_tokens), len(document.grids)
-        pixels = normalize(batch.pixels[patch : patch + patches], kind)
+        pixels = cut[patch : patch + patches]
         grid = batch.grid[image : image + images]
         inputs = _images(kind, pixels, grid, document) if images else {}
         positions = batch.positions[0, None, rows] if kind is VisionKind.internvit else batch.positions[:, None, rows]

@@ -122,6 +122,8 @@ def make_row(
     starts = np.cumsum([0, *(document.length for document in documents)])
     acting = [(document, start) for document, start in zip(documents, starts, strict=False) if document.acts]
     grids = [grid for document in documents for grid in document.grids] or [(1, 2, 2)]
+    # Of a film's last two frames one is lacking.
+    frames = [2 * steps - 1 for steps, _, _ in grids]
     images = [
         slots for document, start in zip(documents, starts, strict=False) for slots in _image_slots(document, start)
     ]
@@ -138,7 +140,8 @@ def make_row(
         labels=torch.from_numpy(labels),
         positions=_positions(documents, length - int(starts[-1]), plain=intern),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
-        pixels=_bytes(rng, sum(t * h * w for t, h, w in grids), 588 if intern else 1176),
+        pixels=_bytes(rng, sum(n * h * w * 588 for n, (_, h, w) in zip(frames, grids, strict=True))),
+        frames=torch.tensor(frames),
         grid=torch.tensor(grids),
         image_slots=torch.tensor(images or [-1]),
         actions=_normal(rng, count, HORIZON, WIDTH),

@@ -10,6 +10,7 @@ from flagscale_vla.config.model import ModelConfig
 from flagscale_vla.hf.table import name_table
 from flagscale_vla.mcore.platform import Platform, choose_platform
 from flagscale_vla.mcore.topology import Topology
+from flagscale_vla.model.pixels import cut_patches
 from flagscale_vla.model.tiles import DUMMY, plan_tiles
 from flagscale_vla.model.towers import build_vision
 from tests.helpers import run_ranks
@@ -68,7 +69,7 @@ def gradients_of(family: str, recompute: str, rank: int, ranks: int, platform: P
     documents = [*IMAGES, *ACTIONS]
     documents = tiled(documents) if family == "internvl" else documents
     batch = make_row(documents, 256, kind=run.model.vision.kind)
-    tokens = tower(batch.pixels, batch.grid)
+    tokens = tower(cut_patches(batch.pixels, batch.frames, batch.grid, run.model.vision.patch_frames), batch.grid)
     (tokens * torch.linspace(-1.0, 1.0, tokens.numel()).reshape(tokens.shape)).sum().backward()
     found = {name: parameter.grad.numpy() for name, parameter in tower.named_parameters()}
     return {"tokens": tokens.detach().numpy(), **found}

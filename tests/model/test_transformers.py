@@ -10,6 +10,7 @@ from flagscale_vla.config.model import VisionKind
 from flagscale_vla.hf.table import to_ours
 from flagscale_vla.mcore.platform import choose_platform
 from flagscale_vla.mcore.topology import Topology
+from flagscale_vla.model.pixels import cut_patches
 from flagscale_vla.model.vla import VisionLanguageAction
 from tests.helpers import run_ranks
 from tests.model.peers import peer, peer_outputs, state_dict
@@ -59,7 +60,7 @@ def compare_row(
 def our_outputs(model: VisionLanguageAction, batch) -> tuple[Tensor, Tensor]:
     """Hidden states and logits of every token that is not padding, from one packed row."""
     words = model.language.embed(batch.tokens)
-    images = model.vision(batch.pixels, batch.grid)
+    images = model.vision(cut_patches(batch.pixels, batch.frames, batch.grid, model.patch_frames), batch.grid)
     real = batch.image_slots >= 0
     words = words.index_copy(0, batch.image_slots[real], images[real])
     hidden = model.language.transform(words, batch.cu_seqlens, batch.positions).squeeze(1)[: batch.num_tokens]

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from flagscale_vla.data.feed import Feed
-from flagscale_vla.data.images import decode, image_grid, resize, to_patches
+from flagscale_vla.data.images import decode, image_grid, resize
 from flagscale_vla.data.prepare import open_train_data
 from flagscale_vla.data.read import read_sample
 from flagscale_vla.records import Action, Image, RawSample
 from flagscale_vla.train.page import read_samples, write_samples
-from flagscale_vla.train.pictures import View, join_patches, robot_of, sample_views
+from flagscale_vla.train.pictures import View, robot_of, sample_views
 from tests.samples import PANDA, SAWYER, picture_sample, robot_sample, text_sample, write_shards
 from tests.train.settings import small_run
 
@@ -41,12 +40,6 @@ def views(feed: Feed) -> list[View]:
 def pictures_of(raw: RawSample, feed: Feed) -> list[np.ndarray]:
     images = [decode("picture", segment.encoded) for segment in raw.segments if isinstance(segment, Image)]
     return [resize(image, image_grid("picture", *image.shape[:2], feed.recipe.image)) for image in images]
-
-
-def test_patches_are_joined_to_the_picture_they_were_cut_from() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
-    patches = torch.from_numpy(to_patches([[picture]]))
-    np.testing.assert_array_equal(join_patches(patches, 4, 6), picture)
 
 
 def test_each_sample_has_its_own_pictures(views: list[View], feed: Feed) -> None:
