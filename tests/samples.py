@@ -27,7 +27,7 @@ from flagscale_vla.data.codes import Tokenizers
 from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.images import Pixels
 from flagscale_vla.data.index import Index
-from flagscale_vla.data.pictures import Clip, place_clips
+from flagscale_vla.data.pictures import Clip
 from flagscale_vla.data.recipe import Recipe
 from flagscale_vla.data.shards import ShardWriter
 from flagscale_vla.data.sources import Source
@@ -60,11 +60,11 @@ STORED_STEPS = 16
 
 def carried(clips: Sequence[Sequence[Pixels]]) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels, frames and grid of pictures and films, as a row carries them."""
-    made = [Clip(name=f"clip-{number}", frames=tuple(frames), stride=1.0) for number, frames in enumerate(clips)]
-    room = np.empty(sum(clip.nbytes for clip in made), np.uint8)
-    placed = place_clips(made, room)
-    frames = torch.tensor([len(clip.frames) for clip in placed], dtype=torch.int64)
-    return torch.from_numpy(room), frames, torch.tensor([clip.grid for clip in placed]).reshape(-1, 3)
+    sides = [frames[0].shape for frames in clips]
+    made = [Clip(frames=len(f), height=h, width=w, stride=1.0) for f, (h, w, _) in zip(clips, sides, strict=True)]
+    pixels = np.concatenate([np.empty(0, np.uint8), *(frame.ravel() for frames in clips for frame in frames)])
+    frames = torch.tensor([clip.frames for clip in made], dtype=torch.int64)
+    return torch.from_numpy(pixels), frames, torch.tensor([clip.grid for clip in made]).reshape(-1, 3)
 
 
 def patches_of(clips: Sequence[Sequence[Pixels]]) -> Tensor:

@@ -17,6 +17,7 @@ ends refuse the same pictures.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -57,23 +58,49 @@ class Backend(Protocol):
         ...
 
 
-def load(name: str, encoded: bytes, limits: Limits, decoder: Decoder) -> Pixels:
-    """A picture on its grid of patches, u8[14 rows, 14 columns, 3] RGB.
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An encoded picture, of which the header was read."""
+
+    name: str
+    """of the tar member, for errors"""
+    encoded: bytes
+    """JPEG or PNG"""
+    sides: tuple[int, int]
+    """height and width that it has"""
+    target: tuple[int, int]
+    """height and width on its grid of patches"""
+
+
+def inspect(name: str, encoded: bytes, limits: Limits) -> Picture:
+    """Read a picture's header.
 
     Args:
         name: of the tar member, for errors.
         encoded: JPEG or PNG.
         limits: area of the resized picture.
-        decoder: the back end.
 
     Raises:
-        BadSampleError: not a JPEG or PNG, far too large or too long, or broken.
+        BadSampleError: not a JPEG or PNG, or far too large or too long.
     """
-    full_height, full_width = picture_sides(name, encoded)
-    height, width = target(name, full_height, full_width, limits)
+    sides = picture_sides(name, encoded)
+    return Picture(name, encoded, sides, target(name, *sides, limits))
+
+
+def read(picture: Picture, decoder: Decoder) -> Pixels:
+    """A picture on its grid of patches, u8[14 rows, 14 columns, 3] RGB, decoded by this back end.
+
+    Raises:
+        BadSampleError: the bytes are no whole picture.
+    """
     backend = open_backend(decoder)
-    least = scaled_sides(full_height, full_width, height, width)
-    return fitted(backend.decode(name, encoded, *least), height, width, backend)
+    least = scaled_sides(*picture.sides, *picture.target)
+    return fitted(backend.decode(picture.name, picture.encoded, *least), *picture.target, backend)
+
+
+def load(name: str, encoded: bytes, limits: Limits, decoder: Decoder) -> Pixels:
+    """`read` what `inspect` gives."""
+    return read(inspect(name, encoded, limits), decoder)
 
 
 def fit(name: str, pixels: Pixels, limits: Limits, decoder: Decoder) -> Pixels:

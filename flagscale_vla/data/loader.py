@@ -78,7 +78,7 @@ class _Reader(Dataset[_Delivery]):
 
         begun = each(range(len(orders)), lambda number: self._begin(orders[number]))
         rooms = cut_room({number: draft.nbytes for number, draft in begun.items()})
-        seen = each(begun, lambda number: self.recipe.see(begun[number], rooms[number], augment=self.augment))
+        seen = each(begun, lambda number: self.recipe.see(begun[number], rooms[number]))
         samples = each(seen, lambda number: self._finish(orders[number], seen[number]))
         batch = self.recipe.pack(list(samples.values()), self.pack_length)
         return _Delivery(batch=batch, reads=len(orders), faults=tuple(faults[number] for number in sorted(faults)))
@@ -97,7 +97,7 @@ class _Reader(Dataset[_Delivery]):
 
     def _begin(self, order: Order) -> Draft:
         raw = read_item(*self.sources[order.source], order)
-        return self.recipe.begin(raw, seed=self.seed, epoch=order.epoch)
+        return self.recipe.begin(raw, seed=self.seed, epoch=order.epoch, augment=self.augment)
 
     def _finish(self, order: Order, seen: Seen) -> Sample:
         sample = self.recipe.finish(seen)

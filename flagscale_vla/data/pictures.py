@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from flagscale_vla.config.image import ImageConfig
 from flagscale_vla.config.model import PATCH_FRAMES, PATCH_MERGE, PATCH_PIXELS
-from flagscale_vla.data import decoders, images
-from flagscale_vla.data.augment import Kind, allowed, apply, draw
+from flagscale_vla.data import decoders
+from flagscale_vla.data.augment import Change, Kind, allowed, apply, draw
+from flagscale_vla.data.decoders import Picture
 from flagscale_vla.data.draws import Draw, stream
 from flagscale_vla.data.faults import BadSampleError
-from flagscale_vla.data.headers import picture_sides
 from flagscale_vla.data.images import Pixels
 from flagscale_vla.data.shards import PNG_MAGIC
 from flagscale_vla.records import Image, Segment, Video
@@ -27,44 +27,41 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """A picture, or the frames of a film, each u8[14 rows, 14 columns, 3]."""
+    """What the model is told of a picture, or of a film."""
 
-    name: str
-    """of the picture or film in its sample"""
-    frames: tuple[Pixels, ...]
+    frames: int
+    """1 for a picture"""
+    height: int
+    """of a frame on its grid of patches"""
+    width: int
     stride: float
     """rotary time positions from one step of time to the next; means nothing for a picture"""
 
     @property
     def grid(self) -> Grid:
         """Patches along (time, height, width)."""
-        height, width = self.frames[0].shape[:2]
-        return time_steps(len(self.frames)), height // PATCH_PIXELS, width // PATCH_PIXELS
+        return time_steps(self.frames), self.height // PATCH_PIXELS, self.width // PATCH_PIXELS
 
     @property
     def nbytes(self) -> int:
-        """Of all frames."""
-        return sum(frame.size for frame in self.frames)
-
-    def moved(self, room: Pixels) -> Clip:
-        """The same with its frames in `room`, u8[nbytes]: one after another, each [h, w, 3]."""
-        places = room.reshape(len(self.frames), *self.frames[0].shape)
-        for place, frame in zip(places, self.frames, strict=True):
-            place[:] = frame
-        return replace(self, frames=tuple(places))
+        """Of all frames' pixels."""
+        return self.frames * self.height * self.width * 3
 
 
-def place_clips(clips: Iterable[Clip], room: Pixels) -> list[Clip]:
-    """Clips moved into `room`, each as soon as it is there: one that is read is then still in a processor's caches."""
-    placed, start = [], 0
-    for clip in clips:
-        placed.append(clip.moved(room[start : start + clip.nbytes]))
-        start += clip.nbytes
-    return placed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A picture or film, of which headers were read."""
+
+    name: str
+    """of the picture or film in its sample"""
+    clip: Clip
+    frames: tuple[Picture, ...]
+    changes: tuple[Change, ...] = ()
+    """that training makes; all frames share them"""
 
 
 def first_frames(pixels: Pixels, frames: Sequence[int], grids: Sequence[Grid]) -> Iterator[Pixels]:
-    """The first frame u8[h, w, 3] of each step of time, from what `place_clips` filled."""
+    """The first frame u8[h, w, 3] of each step of time, from what a row carries."""
     start = 0
     for count, (_, rows, columns) in zip(frames, grids, strict=True):
         shape = (count, rows * PATCH_PIXELS, columns * PATCH_PIXELS, 3)
@@ -102,69 +99,57 @@ class PictureReader:
         self.config = config
         decoders.open_backend(config.decoder)
 
-    def read(self, key: str, segments: Iterable[Segment]) -> Iterator[Clip]:
-        """All pictures and films of a sample, in order, each when it is asked for.
+    def open(self, key: str, segments: Iterable[Segment]) -> list[Opened]:
+        """All pictures and films of a sample, in order; only headers are read.
 
         Raises:
-            BadSampleError: one of them cannot be decoded, is too large or too long, or a film's frames differ in size.
+            BadSampleError: one is no picture, is too large or too long, or a film's frames differ in size.
         """
-        return (self._read_one(key, segment) for segment in segments if isinstance(segment, Image | Video))
-
-    def grids(self, key: str, segments: Iterable[Segment]) -> list[Grid]:
-        """Grids of all pictures and films of a sample; only headers are read.
-
-        Raises:
-            BadSampleError: a header does not fit.
-        """
-        return [self._grid(key, segment) for segment in segments if isinstance(segment, Image | Video)]
-
-    def nbytes(self, key: str, segments: Iterable[Segment]) -> int:
-        """Of all frames of a sample's pictures and films on their grids; only headers are read.
-
-        Raises:
-            BadSampleError: as `grids`.
-        """
-        seen = [segment for segment in segments if isinstance(segment, Image | Video)]
-        frames = [len(segment.frames) if isinstance(segment, Video) else 1 for segment in seen]
-        sides = zip(frames, self.grids(key, seen), strict=True)
-        return sum(3 * count * rows * columns * PATCH_PIXELS**2 for count, (_, rows, columns) in sides)
-
-    def fit(self, name: str, pixels: Pixels) -> Clip:
-        """What a camera sees, u8[h, w, 3]."""
-        return Clip(name=name, frames=(decoders.fit(name, pixels, self.config, self.config.decoder),), stride=1.0)
+        return [self._open_one(key, segment) for segment in segments if isinstance(segment, Image | Video)]
 
     def change(
-        self, key: str, segments: Sequence[Segment], clips: Iterable[Clip], seed: int, epoch: int
-    ) -> Iterator[Clip]:
-        """The clips of a sample as training changes them; see `data.augment`."""
+        self, key: str, segments: Sequence[Segment], opened: Sequence[Opened], seed: int, epoch: int
+    ) -> list[Opened]:
+        """The same with the changes that training makes; see `data.augment`."""
         kinds = allowed(segments)
-        return (self._change_one(key, clip, kinds, seed, epoch) for clip in clips) if kinds else iter(clips)
+        return [self._change_one(key, one, kinds, seed, epoch) for one in opened] if kinds else list(opened)
 
-    def _change_one(self, key: str, clip: Clip, kinds: frozenset[Kind], seed: int, epoch: int) -> Clip:
-        generator = stream(seed, epoch, f"{key}/{clip.name}", Draw.augment)
-        changes = draw(self.config.augment, kinds, generator)
-        return replace(clip, frames=tuple(apply(frame, changes) for frame in clip.frames))
+    def read(self, opened: Iterable[Opened], room: Pixels) -> None:
+        """Decode into `room`, u8[their nbytes], one frame [h, w, 3] after another, changed.
 
-    def _read_one(self, key: str, segment: Image | Video) -> Clip:
-        decoder = self.config.decoder
+        Between two pictures a processor's caches lose all else, so that there is as little else as can be.
+
+        Raises:
+            BadSampleError: one of them cannot be decoded.
+        """
+        start = 0
+        for one in opened:
+            for frame in one.frames:
+                pixels = apply(decoders.read(frame, self.config.decoder), one.changes)
+                room[start : start + pixels.size].reshape(pixels.shape)[:] = pixels
+                start += pixels.size
+
+    def fit(self, name: str, pixels: Pixels) -> Pixels:
+        """What a camera sees, u8[h, w, 3], on its grid of patches."""
+        return decoders.fit(name, pixels, self.config, self.config.decoder)
+
+    def _change_one(self, key: str, opened: Opened, kinds: frozenset[Kind], seed: int, epoch: int) -> Opened:
+        generator = stream(seed, epoch, f"{key}/{opened.name}", Draw.augment)
+        return replace(opened, changes=tuple(draw(self.config.augment, kinds, generator)))
+
+    def _open_one(self, key: str, segment: Image | Video) -> Opened:
         if isinstance(segment, Image):
-            name = member_name(key, segment.name, segment.encoded)
-            pixels = decoders.load(name, segment.encoded, self.config, decoder)
-            return Clip(name=segment.name, frames=(pixels,), stride=1.0)
+            picture = decoders.inspect(member_name(key, segment.name, segment.encoded), segment.encoded, self.config)
+            return _opened(segment.name, (picture,), stride=1.0)
         limits = self.config.video.limits(len(segment.frames))
-        frames = tuple(decoders.load(name, encoded, limits, decoder) for name, encoded in frame_names(key, segment))
-        _check_sides(f"{key}.{segment.name}", {(frame.shape[0], frame.shape[1]) for frame in frames})
-        return Clip(name=segment.name, frames=frames, stride=self.config.video.stride(segment.fps))
+        frames = tuple(decoders.inspect(name, encoded, limits) for name, encoded in frame_names(key, segment))
+        _check_sides(f"{key}.{segment.name}", {frame.sides for frame in frames})
+        return _opened(segment.name, frames, stride=self.config.video.stride(segment.fps))
 
-    def _grid(self, key: str, segment: Image | Video) -> Grid:
-        if isinstance(segment, Image):
-            name = member_name(key, segment.name, segment.encoded)
-            return 1, *images.image_grid(name, *picture_sides(name, segment.encoded), self.config)
-        sides = [picture_sides(name, encoded) for name, encoded in frame_names(key, segment)]
-        name = f"{key}.{segment.name}"
-        _check_sides(name, set(sides))
-        limits = self.config.video.limits(len(sides))
-        return time_steps(len(sides)), *images.image_grid(name, *sides[0], limits)
+
+def _opened(name: str, frames: tuple[Picture, ...], stride: float) -> Opened:
+    height, width = frames[0].target
+    return Opened(name=name, clip=Clip(frames=len(frames), height=height, width=width, stride=stride), frames=frames)
 
 
 def _check_sides(name: str, sides: set[tuple[int, int]]) -> None:

@@ -30,7 +30,7 @@ from flagscale_vla.data.conversation import UNSUPERVISED, Conversation, Layout, 
 from flagscale_vla.data.draws import Draw, stream
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.pack import pack
-from flagscale_vla.data.pictures import Clip, PictureReader, merged_tokens, place_clips
+from flagscale_vla.data.pictures import Clip, Opened, PictureReader, merged_tokens
 from flagscale_vla.data.positions import rotary_positions
 from flagscale_vla.data.starts import chunks_with_starts
 from flagscale_vla.data.tokenizer import TextEncoder, read_tokenizer
@@ -72,8 +72,12 @@ class Draft:
     """up to the chosen chunk"""
     chosen: int | None
     """the chunk that is noised"""
-    nbytes: int
-    """of its pictures' frames"""
+    pictures: Sequence[Opened]
+
+    @property
+    def nbytes(self) -> int:
+        """Of its pictures' pixels."""
+        return sum(opened.clip.nbytes for opened in self.pictures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +87,7 @@ class Seen:
     draft: Draft
     clips: Sequence[Clip]
     pixels: Tensor
-    """u8[nbytes] that the clips' frames lie in"""
+    """u8[B] frames of all clips"""
 
 
 class Recipe:
@@ -165,11 +169,11 @@ class Recipe:
         Raises:
             BadSampleError: a picture cannot be decoded, or a number, width or robot does not fit.
         """
-        draft = self.begin(raw, seed=seed, epoch=epoch)
-        return self.finish(self.see(draft, torch.empty(draft.nbytes, dtype=torch.uint8), augment=augment))
+        draft = self.begin(raw, seed=seed, epoch=epoch, augment=augment)
+        return self.finish(self.see(draft, torch.empty(draft.nbytes, dtype=torch.uint8)))
 
-    def begin(self, raw: RawSample, *, seed: int, epoch: int) -> Draft:
-        """The first step of `sample`: numbers and pictures' headers are checked, and the chunk is chosen.
+    def begin(self, raw: RawSample, *, seed: int, epoch: int, augment: bool) -> Draft:
+        """The first step of `sample`: numbers and pictures' headers are checked, the chunk and changes are drawn.
 
         A row takes each step for all of its samples at once: over two pictures a processor's caches lose all else.
 
@@ -181,19 +185,19 @@ class Recipe:
         if self.action.answer is not Answer.codes:
             chosen = choose_chunk(raw.segments, lambda: stream(seed, epoch, raw.key, Draw.turn))
         segments = cut_after_chunk(raw.segments, chosen)
-        nbytes = self.pictures.nbytes(raw.key, segments)
-        return Draft(key=raw.key, seed=seed, epoch=epoch, segments=segments, chosen=chosen, nbytes=nbytes)
+        pictures = self.pictures.open(raw.key, segments)
+        if augment and self.image.augment.most:
+            pictures = self.pictures.change(raw.key, segments, pictures, seed, epoch)
+        return Draft(key=raw.key, seed=seed, epoch=epoch, segments=segments, chosen=chosen, pictures=pictures)
 
-    def see(self, draft: Draft, room: Tensor, *, augment: bool) -> Seen:
-        """The second step: pictures are decoded and, with `augment`, changed. They go into `room`, u8[draft.nbytes].
+    def see(self, draft: Draft, room: Tensor) -> Seen:
+        """The second step: pictures are decoded and changed. They go into `room`, u8[draft.nbytes].
 
         Raises:
             BadSampleError: one cannot be decoded.
         """
-        clips = self.pictures.read(draft.key, draft.segments)
-        if augment and self.image.augment.most:
-            clips = self.pictures.change(draft.key, draft.segments, clips, draft.seed, draft.epoch)
-        return Seen(draft=draft, clips=place_clips(clips, room.numpy()), pixels=room)
+        self.pictures.read(draft.pictures, room.numpy())
+        return Seen(draft=draft, clips=[opened.clip for opened in draft.pictures], pixels=room)
 
     def finish(self, seen: Seen) -> Sample:
         """The last step: all that the model reads.
@@ -216,7 +220,7 @@ class Recipe:
         """
         robot = self._robot(observation)
         horizon = self.action.horizon
-        clips = [self.pictures.fit(name, observation.images[name]) for name in robot.cameras]
+        frames = [self.pictures.fit(name, observation.images[name]) for name in robot.cameras]
         segments: list[Segment] = [
             *(Image(name=name, encoded=b"") for name in robot.cameras),
             State(values=observation.state, robot=robot.name),
@@ -228,10 +232,10 @@ class Recipe:
             ),
         ]
         chunks = pure_noise(horizon, self.width, stream(seed, 0, PROMPT_KEY, Draw.flow))
-        room = torch.empty(sum(clip.nbytes for clip in clips), dtype=torch.uint8)
-        draft = Draft(key=PROMPT_KEY, seed=seed, epoch=0, segments=segments, chosen=0, nbytes=len(room))
-        seen = Seen(draft=draft, clips=place_clips(clips, room.numpy()), pixels=room)
-        return self._assemble(seen, chunks, None, supervised=False)
+        draft = Draft(key=PROMPT_KEY, seed=seed, epoch=0, segments=segments, chosen=0, pictures=())
+        clips = [Clip(frames=1, height=frame.shape[0], width=frame.shape[1], stride=1.0) for frame in frames]
+        pixels = torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *(frame.ravel() for frame in frames)]))
+        return self._assemble(Seen(draft=draft, clips=clips, pixels=pixels), chunks, None, supervised=False)
 
     def action_values(self, robot: str, normalized: Floats) -> Floats:
         """f32[H, A0] in the robot's own units, from what the model gives, f32[H, A].
@@ -266,7 +270,7 @@ class Recipe:
             BadSampleError: a picture's header, a number, a width or a robot does not fit.
         """
         check_segments(raw, self.embodiments, self.action.horizon)
-        counts = [merged_tokens(grid) for grid in self.pictures.grids(raw.key, raw.segments)]
+        counts = [merged_tokens(opened.clip.grid) for opened in self.pictures.open(raw.key, raw.segments)]
         codes = self._codes(raw.key, raw.segments)
         return self.conversation.lay_out(raw.segments, counts, None, codes)
 
@@ -399,7 +403,7 @@ class Recipe:
             labels=torch.from_numpy(labels),
             positions=torch.from_numpy(rotary_positions(len(layout.tokens), layout.image_starts, grids, strides)),
             pixels=seen.pixels,
-            frames=torch.tensor([len(clip.frames) for clip in clips], dtype=torch.int64),
+            frames=torch.tensor([clip.frames for clip in clips], dtype=torch.int64),
             grid=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
             image_slots=torch.from_numpy(image_slots(layout)),
             actions=torch.from_numpy(chunks.actions),

@@ -256,7 +256,7 @@ def test_a_film_is_read_as_pairs_of_frames(recipe: Recipe) -> None:
 def test_long_films_get_smaller_frames() -> None:
     ours = make_recipe()
     ours.image.video.total_pixels = 6 * 784
-    few, many = (ours.pictures.grids("k", film_sample(count).segments)[0] for count in (2, 12))
+    few, many = (ours.pictures.open("k", film_sample(count).segments)[0].clip.grid for count in (2, 12))
     assert few == (1, 4, 4)
     # Six tokens' area over six pairs leaves one token's, and 1.05 times the smallest is no more.
     assert many == (6, 2, 2)
