@@ -109,7 +109,7 @@ def test_shards_index_load_and_train(blind):
     assert [type(segment) for segment in raw.segments] == [State, Text, Action]
     assert not [segment for segment in raw.segments if isinstance(segment, Image)]
     sample = recipe.with_statistics(index.statistics).sample(raw, seed=0, epoch=0, augment=True)
-    assert (sample.pixels.shape, sample.grid.shape) == ((0, 1176), (0, 3))
+    assert (sample.pixels.shape, sample.frames.shape, sample.grid.shape) == ((0,), (0,), (0, 3))
     assert len(sample.tokens) == index.lengths[3]
 
 
