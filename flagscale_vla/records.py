@@ -1,8 +1,8 @@
 """The records that cross rooms: fields with their shapes and dtypes, and nothing else.
 
-Legend: S packed length of one data-parallel rank, T tokens of a sample, N samples in a pack, I images, P vision
-patches, C action chunks, H horizon (steps in a chunk), A padded action width, A0 the robot's own width, Z states,
-K codes per chunk. 1176 = 3 channels x 2 frames x 14 x 14, the width of one Qwen2.5-VL patch.
+Legend: S packed length of one data-parallel rank, T tokens of a sample, N samples in a pack, I images and films, P vision
+patches, B bytes, C action chunks, H horizon (steps in a chunk), A padded action width, A0 the robot's own width, Z states,
+K codes per chunk.
 
 A slot is the index in `tokens` of the placeholder that an image token, a state or an action step replaces.
 """
