@@ -1,8 +1,8 @@
 """The records that cross rooms: fields with their shapes and dtypes, and nothing else.
 
-Legend: S packed length of one data-parallel rank, T tokens of a sample, N samples in a pack, I images and films, P vision
-patches, B bytes, C action chunks, H horizon (steps in a chunk), A padded action width, A0 the robot's own width, Z states,
-K codes per chunk.
+Legend: S packed length of one data-parallel rank, T tokens of a sample, N samples in a pack, I images and films, P
+vision patches, B bytes, C action chunks, H horizon (steps in a chunk), A padded action width, A0 the robot's own width,
+Z states, K codes per chunk.
 
 A slot is the index in `tokens` of the placeholder that an image token, a state or an action step replaces.
 """
