@@ -30,6 +30,13 @@ from flagscale_vla.records import Action, Image, State
 from flagscale_vla.reports.outputs import replace_text
 
 ENCODERS = {VideoCodec.h264: "libx264", VideoCodec.av1: "libsvtav1"}
+# The same bytes in every process and on every machine: one thread, and for x264 none of the kernels whose
+# rounding depends on the processor. With those, a small video in some hundreds
+# differed from its twin of the same process.
+SAME_BYTES = {
+    VideoCodec.h264: {"bf": "0", "preset": "medium", "x264-params": "cpu-independent=1"},
+    VideoCodec.av1: {"svtav1-params": "lp=1"},
+}
 LOGS = "files"
 UNFINISHED = "unfinished"
 
@@ -213,11 +220,10 @@ class VideoWriter:
         _, height, width = layout.cameras[key]
         config = layout.video
         options = {"crf": str(config.crf), "g": str(config.gop)}
-        options |= {"svtav1-params": "lp=1"} if config.codec is VideoCodec.av1 else {"bf": "0", "preset": "medium"}
+        options |= SAME_BYTES[config.codec]
         self.container = av.open(str(path), "w", options={"movflags": "faststart"})
         self.stream = self.container.add_stream(ENCODERS[config.codec], rate=layout.robot.fps, options=options)
         self.stream.height, self.stream.width, self.stream.pix_fmt = height, width, "yuv420p"
-        # One thread gives the same bytes on every machine.
         self.stream.codec_context.thread_count = 1
         self.stream.codec_context.time_base = Fraction(1, layout.robot.fps)
 
