@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from flagscale_vla.data.draws import Draw, stream
 from flagscale_vla.data.faults import BadSampleError
 from flagscale_vla.data.pack import pack
 from flagscale_vla.data.pictures import Clip, Opened, PictureReader, merged_tokens
-from flagscale_vla.data.positions import rotary_positions
+from flagscale_vla.data.places import Placer
 from flagscale_vla.data.starts import chunks_with_starts
 from flagscale_vla.data.tokenizer import TextEncoder, read_tokenizer
 from flagscale_vla.data.validation import check_segments
@@ -147,6 +146,11 @@ class Recipe:
             horizon=self.action.horizon,
             answer=self.action.answer,
         )
+
+    @cached_property
+    def placer(self) -> Placer:
+        """Lays samples out."""
+        return Placer(self.conversation)
 
     @cached_property
     def _scalers(self) -> dict[tuple[str, type], Scaler]:
@@ -392,27 +396,24 @@ class Recipe:
         return rows
 
     def _assemble(self, seen: Seen, chunks: Chunks, codes: list[list[int]] | None, supervised: bool = True) -> Sample:
-        draft, clips = seen.draft, seen.clips
-        grids, strides = [clip.grid for clip in clips], [clip.stride for clip in clips]
-        counts = [merged_tokens(grid) for grid in grids]
-        layout = self.conversation.lay_out(draft.segments, counts, draft.chosen, codes)
-        labels = layout.labels if supervised else np.full_like(layout.labels, UNSUPERVISED)
+        draft = seen.draft
+        places = self.placer.place(draft.segments, seen.clips, draft.chosen, codes)
         return Sample(
             key=draft.key,
-            tokens=torch.from_numpy(layout.tokens),
-            labels=torch.from_numpy(labels),
-            positions=torch.from_numpy(rotary_positions(len(layout.tokens), layout.image_starts, grids, strides)),
+            tokens=places.tokens,
+            labels=places.labels if supervised else torch.full_like(places.labels, UNSUPERVISED),
+            positions=places.positions,
             pixels=seen.pixels,
-            frames=torch.tensor([clip.frames for clip in clips], dtype=torch.int64),
-            grid=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
-            image_slots=torch.from_numpy(image_slots(layout)),
+            frames=places.frames,
+            grid=places.grid,
+            image_slots=places.image_slots,
             actions=torch.from_numpy(chunks.actions),
             action_valid=torch.from_numpy(chunks.valid),
             noise=torch.from_numpy(chunks.noise),
             time=torch.from_numpy(chunks.time),
-            action_slots=torch.from_numpy(action_slots(layout, self.action.horizon)),
+            action_slots=places.action_slots,
             states=torch.from_numpy(self._states(draft.key, draft.segments)),
-            state_slots=torch.tensor(layout.state_starts, dtype=torch.int64),
+            state_slots=places.state_slots,
         )
 
 
@@ -444,14 +445,3 @@ def image_from_json(content: Mapping[str, Any]) -> ImageConfig:
         augment=AugmentConfig(**given.get("augment", UNCHANGED | {"most": 1, "shift": shift})),
         video=VideoConfig(**given.get("video", film)),
     )
-
-
-def image_slots(layout: Layout) -> NDArray[np.int64]:
-    """i64[P/4], the placeholders of all images in order."""
-    spans = zip(layout.image_starts, layout.image_lengths, strict=True)
-    return np.concatenate([np.empty(0, np.int64), *(np.arange(start, start + count) for start, count in spans)])
-
-
-def action_slots(layout: Layout, horizon: int) -> NDArray[np.int64]:
-    """i64[C, H], the placeholders of all chunks."""
-    return np.asarray(layout.action_starts, np.int64)[:, None] + np.arange(horizon)
