@@ -53,6 +53,7 @@ from flagscale_vla.data.images import resize
 from flagscale_vla.data.loader import Loader
 from flagscale_vla.data.plan import Position
 from flagscale_vla.data.shards import ShardWriter, list_shards
+from flagscale_vla.data.workers import keep_memory
 from flagscale_vla.records import Action, Image, Segment, State, Text
 from flagscale_vla.robots.embodiments import save_embodiments
 
@@ -150,24 +151,41 @@ def ours(feed: Feed, workers: int, folder: Path) -> Give:
     return give
 
 
-def decode_all(pictures: list[bytes], decoder: Decoder) -> None:
-    """Our back end alone."""
-    torch.set_num_threads(1)
-    for encoded in pictures:
-        load("picture", encoded, LIMITS, decoder)
+class Decoding:
+    """Our back end alone, on pictures that its process holds."""
+
+    here: Decoding
+
+    def __init__(self, pictures: list[bytes], decoder: Decoder) -> None:
+        torch.set_num_threads(1)
+        keep_memory()
+        self.endless, self.decoder = cycle(pictures), decoder
+
+    def decode(self, samples: int) -> None:
+        """As many pictures as so many samples have."""
+        for encoded in islice(self.endless, samples * len(ROBOT.cameras)):
+            load("picture", encoded, LIMITS, self.decoder)
 
 
-def decoding(pictures: list[bytes], decoder: Decoder, pool: Pool | None, workers: int) -> Give:
+def begin_decoding(pictures: list[bytes], decoder: Decoder) -> None:
+    """What each process begins with: it is given its pictures once."""
+    Decoding.here = Decoding(pictures, decoder)
+
+
+def decode_here(samples: int) -> None:
+    """What each process is asked for."""
+    Decoding.here.decode(samples)
+
+
+def decoding(pool: Pool | None, workers: int) -> Give:
     """Our back end alone, in as many processes as the loader has workers."""
-    endless = cycle(pictures)
 
     def give(samples: int) -> int:
-        encoded = list(islice(endless, samples * len(ROBOT.cameras)))
         if pool is None:
-            decode_all(encoded, decoder)
-        else:
-            pool.starmap(decode_all, [(encoded[part::workers], decoder) for part in range(workers)], chunksize=1)
-        return samples
+            decode_here(samples)
+            return samples
+        pool.map(decode_here, [samples // workers] * workers, chunksize=1)
+        return samples // workers * workers
 
     return give
 
@@ -302,10 +320,12 @@ def bench(
     options: argparse.Namespace, workers: int, feed: Feed, pictures: list[bytes], folder: Path
 ) -> dict[str, float]:
     """All sides with so many workers."""
-    pool = get_context("forkserver").Pool(workers) if workers else None
+    held = (pictures, feed.recipe.image.decoder)
+    begin_decoding(*held)
+    pool = get_context("forkserver").Pool(workers, begin_decoding, held) if workers else None
     sides = {
         "ours": opened(lambda: ours(feed, workers, folder)),
-        "decoding": Side(decoding(pictures, feed.recipe.image.decoder, pool, workers), pool_pids(pool)),
+        "decoding": Side(decoding(pool, workers), pool_pids(pool)),
         "webdataset": opened(lambda: plain_webdataset(folder / "shards", workers)),
     }
     theirs = None

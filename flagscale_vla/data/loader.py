@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from flagscale_vla.data.faults import BadSampleError, Fault, Quarantine
@@ -19,13 +19,12 @@ from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.mixture import MixtureEndError
 from flagscale_vla.data.plan import Given, Plan, Position
 from flagscale_vla.data.recipe import Draft, Seen
+from flagscale_vla.data.rooms import READ_AHEAD, Lent, Rooms
 from flagscale_vla.data.sources import Order, label, read_item
 from flagscale_vla.data.workers import fork_server, keep_memory
 from flagscale_vla.records import PackedBatch, Sample
 
-READ_AHEAD = 4
-"""Rows each worker has ready or in work."""
-
+NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 Made = TypeVar("Made")
 
 
@@ -34,6 +33,8 @@ class _Delivery:
     """One row as read, and what was bad in it."""
 
     batch: PackedBatch
+    """without pixels where these were lent"""
+    lent: Lent | None
     reads: int
     faults: tuple[Fault, ...]
 
@@ -43,9 +44,9 @@ class _Delivery:
         return replace(self, batch=PackedBatch(**self._values() | pinned))
 
     def __reduce__(self) -> tuple[Callable[..., _Delivery], tuple[Any, ...]]:
-        """A worker sends all but pixels through its pipe: shared memory costs a connection for every tensor."""
-        arrays = {name: tensor.numpy() for name, tensor in self._tensors().items() if name != "pixels"}
-        return _delivered, (self._values() | arrays, self.reads, self.faults)
+        """A worker sends this through its pipe: shared memory costs a connection for every tensor."""
+        arrays = {name: tensor.numpy() for name, tensor in self._tensors().items()}
+        return _delivered, (self._values() | arrays, self.lent, self.reads, self.faults)
 
     def _values(self) -> dict[str, Any]:
         return {field.name: self.batch.__getattribute__(field.name) for field in fields(self.batch)}
@@ -54,15 +55,16 @@ class _Delivery:
         return {name: value for name, value in self._values().items() if isinstance(value, Tensor)}
 
 
-def _delivered(values: dict[str, Any], reads: int, faults: tuple[Fault, ...]) -> _Delivery:
+def _delivered(values: dict[str, Any], lent: Lent | None, reads: int, faults: tuple[Fault, ...]) -> _Delivery:
     tensors = {name: torch.from_numpy(value) for name, value in values.items() if isinstance(value, np.ndarray)}
-    return _Delivery(batch=PackedBatch(**values | tensors), reads=reads, faults=faults)
+    return _Delivery(batch=PackedBatch(**values | tensors), lent=lent, reads=reads, faults=faults)
 
 
 class _Reader(Dataset[_Delivery]):
     """Reads one row; lives in the workers."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, rooms: Rooms) -> None:
+        self.rooms = rooms
         # Not the feed itself: its indices may be large, and a worker is told where each sample lies.
         self.sources = [(source.name, source.index.store) for source in feed.sources]
         self.recipe, self.pack_length = feed.recipe, feed.pack_length
@@ -77,11 +79,14 @@ class _Reader(Dataset[_Delivery]):
             return dict(self._each(orders, numbers, make, faults))
 
         begun = each(range(len(orders)), lambda number: self._begin(orders[number]))
-        rooms = cut_room({number: draft.nbytes for number, draft in begun.items()})
+        rooms = self.rooms.cut({number: draft.nbytes for number, draft in begun.items()})
         seen = each(begun, lambda number: self.recipe.see(begun[number], rooms[number]))
         samples = each(seen, lambda number: self._finish(orders[number], seen[number]))
         batch = self.recipe.pack(list(samples.values()), self.pack_length)
-        return _Delivery(batch=batch, reads=len(orders), faults=tuple(faults[number] for number in sorted(faults)))
+        lent = self.rooms.lend(batch.pixels)
+        batch = replace(batch, pixels=NO_PIXELS) if lent else batch
+        bad = tuple(faults[number] for number in sorted(faults))
+        return _Delivery(batch=batch, lent=lent, reads=len(orders), faults=bad)
 
     def _each(
         self, orders: Sequence[Order], numbers: Iterable[int], make: Callable[[int], Made], faults: dict[int, Fault]
@@ -111,18 +116,6 @@ class _Reader(Dataset[_Delivery]):
         named = label(self.sources[order.source][0], shard)
         member = error.member.removeprefix(f"{named}/").removeprefix(f"{shard}/")
         return Fault(shard=named, member=member, reason=error.reason)
-
-
-def cut_room(sizes: dict[int, int]) -> dict[int, Tensor]:
-    """Room u8[size] for each; all of it is one storage, so that a row has its pixels without another copy.
-
-    In a worker it is shared with the process that the worker reads for.
-    """
-    room = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is not None:
-        room.set_(torch.UntypedStorage._new_shared(sum(sizes.values())))
-    room.resize_(sum(sizes.values()))
-    return dict(zip(sizes, room.split(list(sizes.values())), strict=True)) if sizes else {}
 
 
 class _Orders(Iterable[tuple[Order, ...]]):
@@ -181,7 +174,10 @@ class Loader:
         self._feed, self._quarantine, self._dp_size = feed, quarantine, dp_size
         self._plan = feed.plan(position)
         orders = _Orders(feed, self._plan, position.packs + dp_rank, dp_size)
-        self._deliveries: Iterator[_Delivery] | None = iter(read_ahead(_Reader(feed), orders, workers, pin))
+        self._rooms, self._pin = Rooms(workers, feed.pack_length), pin
+        self._deliveries: Iterator[_Delivery] | None = iter(
+            read_ahead(_Reader(feed, self._rooms), orders, workers, pin)
+        )
 
     @property
     def position(self) -> Position:
@@ -209,13 +205,18 @@ class Loader:
         batches = []
         for delivery in islice(self._deliveries, num_packs):
             self._quarantine.count(delivery.reads, delivery.faults)
-            batches.append(delivery.batch)
+            batches.append(self._received(delivery))
             self.samples += len(delivery.batch.keys)
             self.tokens += delivery.batch.num_tokens
         if len(batches) < num_packs:
             raise ValueError(f"there are no more rows after {self.packs}: a source was given data.epochs times")
         self.packs += num_packs * self._dp_size
         return batches
+
+    def _received(self, delivery: _Delivery) -> PackedBatch:
+        if delivery.lent is None:
+            return delivery.batch
+        return replace(delivery.batch, pixels=self._rooms.take(delivery.lent, self._pin))
 
     def close(self) -> None:
         """End the workers; there is nothing to take afterwards."""
@@ -233,6 +234,7 @@ def read_ahead(reader: _Reader, orders: _Orders, workers: int, pin: bool) -> Sta
 
     The loader's own state is not used: it names each worker, and so could not be gone on from with another number.
     """
+    keep_memory()
     ahead: dict[str, Any] = {"prefetch_factor": READ_AHEAD, "multiprocessing_context": fork_server()} if workers else {}
     with warnings.catch_warnings():
         # torchdata 0.11 calls a function that torch 2.13 deprecates; it does nothing here.

@@ -67,13 +67,13 @@ def pack(samples: Sequence[Sample], length: int, *, pad: int, horizon: int, widt
 
 
 def _join_pixels(parts: Sequence[Tensor]) -> Tensor:
-    """u8[B] of all parts. Where they are the whole of one storage, in order, nothing is copied."""
+    """u8[B] of all parts. Where they lie end to end in one storage, nothing is copied."""
     parts = [part for part in parts if part.numel()]
     sizes = [part.numel() for part in parts]
-    whole = parts[0].untyped_storage()
-    starts = accumulate(sizes[:-1], initial=whole.data_ptr())
-    if whole.nbytes() == sum(sizes) and [part.data_ptr() for part in parts] == list(starts):
-        return parts[0].as_strided((len(whole),), (1,))
+    starts = accumulate(sizes[:-1], initial=parts[0].data_ptr())
+    inside = parts[0].storage_offset() + sum(sizes) <= parts[0].untyped_storage().nbytes()
+    if inside and [part.data_ptr() for part in parts] == list(starts):
+        return parts[0].as_strided((sum(sizes),), (1,))
     return torch.cat(parts)
 
 

@@ -95,7 +95,7 @@ def read_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]
 
 def is_unicode(text: str) -> bool:
     """Whether a text can be encoded; JSON's escapes can spell strings that cannot."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def is_film(names: Sequence[Any], fps: float) -> bool:
