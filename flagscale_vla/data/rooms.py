@@ -7,14 +7,17 @@ been copied.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from flagscale_vla.config.checks import check
 from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
 
 READ_AHEAD = 4
@@ -23,6 +26,8 @@ ROOMS = READ_AHEAD + 1
 """The one more is being copied out."""
 TOKEN_BYTES = 3 * (PATCH_MERGE * PATCH_PIXELS) ** 2
 """Pixels of a picture behind one of its tokens. A film has up to twice as many."""
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +47,13 @@ class Rooms:
     Args:
         workers: how many there are.
         tokens: of a row.
+
+    Raises:
+        ConfigError: there is too little shared memory.
     """
 
     def __init__(self, workers: int, tokens: int) -> None:
+        check_shared_memory(workers, workers * ROOMS * tokens * TOKEN_BYTES)
         self._bytes = torch.empty(workers, ROOMS, tokens * TOKEN_BYTES, dtype=torch.uint8).share_memory_()
         self._turns = torch.zeros(workers, ROOMS, dtype=torch.int64).share_memory_()
         self._turn = 0
@@ -85,6 +94,14 @@ class Rooms:
         if self._turns[lent.worker, room] != lent.turn:
             raise RuntimeError(f"worker {lent.worker} wrote over pixels that were not taken yet")
         return pixels
+
+
+def check_shared_memory(workers: int, nbytes: int) -> None:
+    """Refuse more workers than `/dev/shm` has room for; a container's is 64 MiB unless it is told otherwise."""
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else nbytes
+    found = f"{nbytes >> 20} MiB of {SHARED_MEMORY}, which has {free >> 20}"
+    rule = f"workers hand over rows in {found}; docker run --shm-size gives more"
+    check(nbytes <= free, "data.workers", workers, rule, workers * free // max(nbytes, 1))
 
 
 def large(nbytes: int) -> Tensor:

@@ -247,7 +247,7 @@ def test_page_locked_memory_takes_every_tensor_of_a_row(
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     (batch,) = read(feed, tmp_path, 1)
-    done = _Delivery(batch=batch, reads=1, faults=()).pin_memory()
+    done = _Delivery(batch=batch, lent=None, reads=1, faults=()).pin_memory()
     tensors = [value for name in PackedBatch.__slots__ if torch.is_tensor(value := batch.__getattribute__(name))]
     assert sorted(pinned) == sorted(map(id, tensors))
     assert_same([done.batch], [batch])

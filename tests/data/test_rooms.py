@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.data.index import build_index
-from flagscale_vla.data.rooms import TOKEN_BYTES, Lent, Rooms
+from flagscale_vla.data.rooms import ROOMS, TOKEN_BYTES, Lent, Rooms
 from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import RawSample, Text, Video
 from tests.data.test_loader import assert_same, damaged, opened
@@ -53,3 +55,10 @@ def test_pixels_that_were_written_over_are_refused() -> None:
     rooms = Rooms(workers=2, tokens=4)
     with pytest.raises(RuntimeError, match="worker 1 wrote over pixels"):
         rooms.take(Lent(worker=1, turn=3, start=0, stop=10), pin=False)
+
+
+def test_too_little_shared_memory_is_refused_before_any_is_taken() -> None:
+    free = shutil.disk_usage("/dev/shm").free
+    tokens = free // (2 * ROOMS * TOKEN_BYTES)
+    with pytest.raises(ConfigError, match=r"data\.workers=3: .* of /dev/shm, .* This would pass: data\.workers=[12]$"):
+        Rooms(workers=3, tokens=tokens)

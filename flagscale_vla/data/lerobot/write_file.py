@@ -30,9 +30,8 @@ from flagscale_vla.records import Action, Image, State
 from flagscale_vla.reports.outputs import replace_text
 
 ENCODERS = {VideoCodec.h264: "libx264", VideoCodec.av1: "libsvtav1"}
-# The same bytes in every process and on every machine: one thread, and for x264 none of the kernels whose
-# rounding depends on the processor. With those, a small video in some hundreds
-# differed from its twin of the same process.
+# The same bytes in every process and on every machine: one thread, and for x264 none of the kernels whose rounding
+# depends on the processor. With those, a small video in some hundreds differed from its twin of the same process.
 SAME_BYTES = {
     VideoCodec.h264: {"bf": "0", "preset": "medium", "x264-params": "cpu-independent=1"},
     VideoCodec.av1: {"svtav1-params": "lp=1"},
