@@ -60,43 +60,47 @@ class Placer:
         codes: Sequence[Sequence[int]] | None,
     ) -> Places:
         """The sample's places; arguments as of `Conversation.lay_out`, with a clip for each picture or film."""
-        if codes is not None or num_chunks(segments) == 0:
-            return self._place(segments, clips, chosen, codes)
-        texts = tuple(segment if isinstance(segment, Text) else type(segment) for segment in segments)
-        form = (texts, tuple(clips), chosen)
-        places = self._kept.get(form)
+        form = form_of(segments, clips, chosen) if codes is None else None
+        places = self._kept.get(form) if form else None
         if places is None:
-            places = self._place(segments, clips, chosen, None)
+            counts = [merged_tokens(clip.grid) for clip in clips]
+            layout = self.conversation.lay_out(segments, counts, chosen, codes)
+            places = put(layout, clips, self.conversation.horizon)
             self._keep(form, places)
         return places
 
-    def _keep(self, form: Form, places: Places) -> None:
+    def _keep(self, form: Form | None, places: Places) -> None:
+        if form is None:
+            return
         self._tokens += places.tokens.numel()
         if self._tokens > self.KEPT_TOKENS:
             self._kept.clear()
             self._tokens = places.tokens.numel()
         self._kept[form] = places
 
-    def _place(
-        self,
-        segments: Sequence[Segment],
-        clips: Sequence[Clip],
-        chosen: int | None,
-        codes: Sequence[Sequence[int]] | None,
-    ) -> Places:
-        grids, strides = [clip.grid for clip in clips], [clip.stride for clip in clips]
-        layout = self.conversation.lay_out(segments, [merged_tokens(grid) for grid in grids], chosen, codes)
-        positions = rotary_positions(len(layout.tokens), layout.image_starts, grids, strides)
-        return Places(
-            tokens=torch.from_numpy(layout.tokens),
-            labels=torch.from_numpy(layout.labels),
-            positions=torch.from_numpy(positions),
-            frames=torch.tensor([clip.frames for clip in clips], dtype=torch.int64),
-            grid=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
-            image_slots=torch.from_numpy(image_slots(layout)),
-            action_slots=torch.from_numpy(action_slots(layout, self.conversation.horizon)),
-            state_slots=torch.tensor(layout.state_starts, dtype=torch.int64),
-        )
+
+def form_of(segments: Sequence[Segment], clips: Sequence[Clip], chosen: int | None) -> Form | None:
+    """The form of a robot's sample; None for others, which seldom come again."""
+    if num_chunks(segments) == 0:
+        return None
+    texts = tuple(segment if isinstance(segment, Text) else type(segment) for segment in segments)
+    return texts, tuple(clips), chosen
+
+
+def put(layout: Layout, clips: Sequence[Clip], horizon: int) -> Places:
+    """Everything in its place."""
+    grids, strides = [clip.grid for clip in clips], [clip.stride for clip in clips]
+    positions = rotary_positions(len(layout.tokens), layout.image_starts, grids, strides)
+    return Places(
+        tokens=torch.from_numpy(layout.tokens),
+        labels=torch.from_numpy(layout.labels),
+        positions=torch.from_numpy(positions),
+        frames=torch.tensor([clip.frames for clip in clips], dtype=torch.int64),
+        grid=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
+        image_slots=torch.from_numpy(image_slots(layout)),
+        action_slots=torch.from_numpy(action_slots(layout, horizon)),
+        state_slots=torch.tensor(layout.state_starts, dtype=torch.int64),
+    )
 
 
 def image_slots(layout: Layout) -> NDArray[np.int64]:
