@@ -115,13 +115,13 @@ def ours(feed: Feed, list_at: Path) -> Pass:
     """Our loader through all samples of the index."""
 
     def give() -> list[str]:
-        quarantine = Quarantine(list_at, 0.05)
+        quarantine = Quarantine(list_at, 0.05, 0.2)
         keys: list[str] = []
         with Loader(
             feed, dp_rank=0, dp_size=1, position=Position(), workers=0, pin=False, quarantine=quarantine
         ) as loader:
             known = loader.quarantined
-            while loader.samples + loader.quarantined - known < feed.num_samples:
+            while loader.samples + loader.quarantined - known < sum(feed.sound.values()):
                 keys += [key.rpartition("/")[2] for batch in loader.take(1) for key in batch.keys]
         return keys
 

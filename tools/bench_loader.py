@@ -6,6 +6,7 @@ A sample is a robot's frame: two cameras, a state, an instruction and a chunk of
 which the page cache holds. Pictures go to 252 x 168, Qwen's smart resize for an area of 224 x 224. Against us stand
 
 - decoding: our own back end alone, from bytes in memory to pixels on their grid, in as many processes;
+- kept: the same, where the pixels of a row are held until it is whole, as every loader must, and then dropped;
 - webdataset: the same tars, Pillow's decoding and resizing to the same pixels, arrays and JSON, workers as ours;
 - LeRobot (with --lerobot-python, an interpreter that has it): its own dataset of the same frames as AV1 films, written
   by itself, read by torch's loader as its trainer does, chunks of actions by `delta_timestamps`.
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -51,7 +53,7 @@ from flagscale_vla.config.schema import register_schemas, settings_of
 from flagscale_vla.data.decoders import load
 from flagscale_vla.data.faults import Quarantine
 from flagscale_vla.data.feed import Feed
-from flagscale_vla.data.images import resize
+from flagscale_vla.data.images import Pixels, resize
 from flagscale_vla.data.loader import Loader
 from flagscale_vla.data.plan import Position
 from flagscale_vla.data.shards import ShardWriter, list_shards
@@ -65,6 +67,8 @@ GRID = (12, 18)
 """Patches of a picture of 640 x 480 within those limits."""
 HORIZON = 16
 ROW = 4096
+ROW_PICTURES = 48
+"""Pictures of a row, nearly."""
 SHARD_BYTES = 16 << 20
 GOALS = {"decoding": 0.95, "webdataset": 1.3, "lerobot": 3.0}
 
@@ -141,7 +145,7 @@ def compose_run(folder: Path, decoder: Decoder) -> TrainRun:
 
 def ours(feed: Feed, workers: int, folder: Path) -> Give:
     """Our loader, rows of a training run."""
-    quarantine = Quarantine(folder / "quarantine.jsonl", 0.0)
+    quarantine = Quarantine(folder / "quarantine.jsonl", 0.0, 0.0)
     loader = Loader(feed, dp_rank=0, dp_size=1, position=Position(), workers=workers, pin=False, quarantine=quarantine)
 
     def give(samples: int) -> int:
@@ -163,10 +167,13 @@ class Decoding:
         keep_memory()
         self.endless, self.decoder = cycle(pictures), decoder
 
-    def decode(self, samples: int) -> None:
-        """As many pictures as so many samples have."""
+    def decode(self, samples: int, kept: int) -> None:
+        """As many pictures as so many samples have; the pixels of the last `kept` are held."""
+        held: deque[Pixels] = deque(maxlen=kept)
         for encoded in islice(self.endless, samples * len(ROBOT.cameras)):
-            load("picture", encoded, LIMITS, self.decoder)
+            if len(held) == kept:
+                held.clear()
+            held.append(load("picture", encoded, LIMITS, self.decoder))
 
 
 def begin_decoding(pictures: list[bytes], decoder: Decoder) -> None:
@@ -174,19 +181,19 @@ def begin_decoding(pictures: list[bytes], decoder: Decoder) -> None:
     Decoding.here = Decoding(pictures, decoder)
 
 
-def decode_here(samples: int) -> None:
+def decode_here(samples: int, kept: int) -> None:
     """What each process is asked for."""
-    Decoding.here.decode(samples)
+    Decoding.here.decode(samples, kept)
 
 
-def decoding(pool: Pool | None, workers: int) -> Give:
+def decoding(pool: Pool | None, workers: int, kept: int) -> Give:
     """Our back end alone, in as many processes as the loader has workers."""
 
     def give(samples: int) -> int:
         if pool is None:
-            decode_here(samples)
+            decode_here(samples, kept)
             return samples
-        pool.map(decode_here, [samples // workers] * workers, chunksize=1)
+        pool.starmap(decode_here, [(samples // workers, kept)] * workers, chunksize=1)
         return samples // workers * workers
 
     return give
@@ -327,7 +334,8 @@ def bench(
     pool = get_context("forkserver").Pool(workers, begin_decoding, held) if workers else None
     sides = {
         "ours": opened(lambda: ours(feed, workers, folder)),
-        "decoding": Side(decoding(pool, workers), pool_pids(pool)),
+        "decoding": Side(decoding(pool, workers, kept=0), pool_pids(pool)),
+        "kept": Side(decoding(pool, workers, kept=ROW_PICTURES), pool_pids(pool)),
         "webdataset": opened(lambda: plain_webdataset(folder / "shards", workers)),
     }
     theirs = None

@@ -88,7 +88,7 @@ def first_row(run: TrainRun, folder: Path, recipe: Recipe, position: Position) -
         position=position,
         workers=0,
         pin=False,
-        quarantine=Quarantine(folder / "quarantine.jsonl", 0.0),
+        quarantine=Quarantine(folder / "quarantine.jsonl", 0.0, 0.0),
     ) as loader:
         return loader.take(1)[0].keys
 

@@ -60,7 +60,7 @@ def read(feed: Feed, folder: Path, position: Position, ranks: int, rows: int, wo
     """Keys of the rows that all ranks take, in the order of rows."""
     taken = []
     for rank in range(ranks):
-        quarantine = Quarantine(folder / "quarantine.jsonl", 0.0)
+        quarantine = Quarantine(folder / "quarantine.jsonl", 0.0, 0.0)
         with Loader(
             feed, dp_rank=rank, dp_size=ranks, position=position, workers=workers, pin=False, quarantine=quarantine
         ) as loader:

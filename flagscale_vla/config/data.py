@@ -47,6 +47,8 @@ class DataConfig(OrderConfig):
     """processes that read ahead; 0 reads in the training process"""
     max_bad_share: float
     """stop once more than this share of samples read is quarantined; the first 100 reads count as 100"""
+    max_bad_shard_share: float
+    """the same for each shard; its first 20 reads count as 20"""
 
     def __post_init__(self) -> None:
         self.check_order()
@@ -55,6 +57,7 @@ class DataConfig(OrderConfig):
         check(self.pack_length > 0, "data.pack_length", self.pack_length, "must be above zero", 2560)
         check(self.workers >= 0, "data.workers", self.workers, "must not be negative", 0)
         check_share("data.max_bad_share", self.max_bad_share)
+        check_share("data.max_bad_shard_share", self.max_bad_shard_share)
 
 
 class Answer(Enum):

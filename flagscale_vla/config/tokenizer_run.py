@@ -37,12 +37,15 @@ class ChunksConfig:
     """chunks measured on at most, chosen likewise"""
     max_bad_share: float
     """stop where more than this share of the samples is quarantined; fewer than 100 count as 100"""
+    max_bad_shard_share: float
+    """the same for each shard; fewer than 20 count as 20"""
 
     def __post_init__(self) -> None:
         check(bool(self.shards), "data.shards", self.shards or "''", "must name a folder of tar shards", "runs/demo")
         for name in ("max_chunks", "max_heldout_chunks"):
             check_positive(f"data.{name}", self.__getattribute__(name))
         check_share("data.max_bad_share", self.max_bad_share)
+        check_share("data.max_bad_shard_share", self.max_bad_shard_share)
 
 
 @dataclass(slots=True, kw_only=True)

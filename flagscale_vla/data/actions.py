@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -36,7 +37,7 @@ from flagscale_vla.records import RawSample
 from flagscale_vla.robots.embodiments import FILE_NAME, Embodiment, read_embodiments
 from flagscale_vla.robots.statistics import RobotStatistics, hash_rank, statistics_from_json, statistics_to_json
 
-CHUNKS_VERSION = 3
+CHUNKS_VERSION = 4
 ABOUT = "chunks.json"
 PARTS = ("values", "valid", "starts", "keys")
 
@@ -87,8 +88,8 @@ class Chunks:
     """by name, in alphabetical order; none without chunks"""
     statistics: dict[str, RobotStatistics]
     """of every robot with a usable sample, as the index of pretraining has them"""
-    num_samples: int
-    """usable samples, with and without chunks"""
+    sound: dict[str, int]
+    """usable samples of each shard, with and without chunks"""
     faults: tuple[Fault, ...]
     """what was quarantined, unusable chunks among it"""
     num_invalid: int
@@ -115,7 +116,7 @@ class Chunks:
         return Chunks(
             robots=robots,
             statistics=self.statistics,
-            num_samples=self.num_samples,
+            sound=self.sound,
             faults=self.faults,
             num_invalid=self.num_invalid,
         )
@@ -201,7 +202,7 @@ class _Found:
     """chunks by robot"""
     gathered: list[Gatherers] = field(default_factory=list)
     """by shard"""
-    num_samples: int = 0
+    sound: Counter[str] = field(default_factory=Counter)
     faults: list[Fault] = field(default_factory=list)
     num_invalid: int = 0
 
@@ -232,7 +233,7 @@ class _Keeper:
                     }
                     for name in self._files
                 ],
-                "num_samples": found.num_samples,
+                "sound": found.sound,
                 "faults": [asdict(fault) for fault in found.faults],
                 "num_invalid": found.num_invalid,
                 "statistics": statistics_to_json(join(found.gathered)),
@@ -274,7 +275,7 @@ class _Keeper:
             self.found.faults.append(Fault.of(shard, error))
             self.found.num_invalid += 1
             return False
-        self.found.num_samples += 1
+        self.found.sound[shard] += 1
         return True
 
     def _check_chunks(self, raw: RawSample) -> None:
@@ -316,7 +317,7 @@ def load_chunks(path: Path, horizon: int) -> Chunks:
     return Chunks(
         robots=dict(sorted(robots.items())),
         statistics=statistics_from_json(about["statistics"]),
-        num_samples=about["num_samples"],
+        sound=about["sound"],
         faults=tuple(Fault(**fault) for fault in about["faults"]),
         num_invalid=about["num_invalid"],
     )

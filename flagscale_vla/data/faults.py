@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 5
 LEAST_READS = 100
+LEAST_OF_SHARD = 20
 
 
 class BadSampleError(ValueError):
@@ -47,39 +50,48 @@ class Quarantine:
         path: JSON lines of `Fault`s; new ones are appended, each fault once. Processes had better not share a file.
         max_bad_share: largest share that may be bad, of the samples of an index and of the samples read since; the
             first 100 count as 100.
+        max_bad_shard_share: largest share of a shard's samples that may be bad, counted likewise; its first 20 count
+            as 20.
     """
 
-    def __init__(self, path: Path, max_bad_share: float) -> None:
-        self.path, self.max_bad_share = path, max_bad_share
+    def __init__(self, path: Path, max_bad_share: float, max_bad_shard_share: float) -> None:
+        self.path, self.max_bad_share, self.max_bad_shard_share = path, max_bad_share, max_bad_shard_share
         self.num_bad = 0
         """bad samples met, in indices and in reading"""
-        self._reads = 0
+        self._reads: Counter[str] = Counter()
         self._faults: list[Fault] = []
         self._listed = {(fault.shard, fault.member) for fault in load_faults(path)}
 
-    def inspect(self, num_samples: int, faults: Sequence[Fault], *, listed: bool) -> None:
-        """Note that an index of `num_samples` was made, and these `faults` found; `listed` says whether to list them.
+    def inspect(self, sound: Mapping[str, int], faults: Sequence[Fault], *, listed: bool) -> None:
+        """Note that an index was made, with so many `sound` samples of each shard, and these `faults` found.
+
+        Args:
+            sound: by shard.
+            faults: of the rest.
+            listed: whether to list them.
 
         Raises:
-            ValueError: too large a share of the index is bad; names the first few.
+            ValueError: too large a share of the index, or of a shard, is bad; names the first few.
         """
         self.num_bad += len(faults)
         for fault in faults if listed else ():
             self._list(fault)
-        self._check(faults, num_samples + len(faults), "samples indexed")
+        self._check(faults, Counter(sound) + Counter(fault.shard for fault in faults), "indexed")
 
-    def count(self, reads: int, faults: Sequence[Fault]) -> None:
-        """Note that `reads` more samples were read, of which `faults` were bad.
+    def count(self, reads: Mapping[str, int], faults: Sequence[Fault]) -> None:
+        """Note that so many more samples of each shard were read, of which `faults` were bad.
 
         Raises:
-            ValueError: too large a share of all that was read is bad; names the first few.
+            ValueError: too large a share of all that was read, or of what was read of a shard, is bad; names the first
+                few.
         """
-        self._reads += reads
+        self._reads.update(reads)
         self.num_bad += len(faults)
         for fault in faults:
             self._faults.append(fault)
             self._list(fault)
-        self._check(self._faults, self._reads, "samples read")
+        if faults:
+            self._check(self._faults, self._reads, "read")
 
     def _list(self, fault: Fault) -> None:
         if (fault.shard, fault.member) in self._listed:
@@ -90,14 +102,22 @@ class Quarantine:
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(fault), ensure_ascii=False) + "\n")
 
-    def _check(self, faults: Sequence[Fault], total: int, what: str) -> None:
-        if len(faults) <= self.max_bad_share * max(total, LEAST_READS):
-            return
+    def _check(self, faults: Sequence[Fault], samples: Counter[str], verb: str) -> None:
+        """Refuse too many faults of so many samples by shard."""
+        if len(faults) > self.max_bad_share * max(samples.total(), LEAST_READS):
+            self._stop(faults, f"{samples.total()} samples {verb}", "data.max_bad_share", self.max_bad_share)
+        for shard, bad in Counter(fault.shard for fault in faults).items():
+            if bad > self.max_bad_shard_share * max(samples[shard], LEAST_OF_SHARD):
+                own = [fault for fault in faults if fault.shard == shard]
+                what = f"{samples[shard]} samples {verb} of {shard}"
+                self._stop(own, what, "data.max_bad_shard_share", self.max_bad_shard_share)
+
+    def _stop(self, faults: Sequence[Fault], what: str, key: str, limit: float) -> NoReturn:
         shown = "; ".join(str(fault) for fault in faults[:SHOWN])
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise ValueError(
-            f"{len(faults)} of {total} {what} are bad, past data.max_bad_share={self.max_bad_share}: {shown}{more}. "
-            f"{self.path} lists them. Repair or remove them, or raise data.max_bad_share"
+            f"{len(faults)} of {what} are bad, past {key}={limit}: {shown}{more}. "
+            f"{self.path} lists them. Repair or remove them, or raise {key}"
         )
 
 

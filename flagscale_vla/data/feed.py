@@ -46,10 +46,10 @@ class Feed:
         found = tuple(fault for source in self.sources for fault in find_faults(source))
         return found + tuple(fault for items in self.items for fault in items.faults)
 
-    @property
-    def num_samples(self) -> int:
-        """Samples of all sources that are sound, the ones that are too long among them."""
-        return sum(len(source.index) for source in self.sources)
+    @cached_property
+    def sound(self) -> dict[str, int]:
+        """Samples of each shard that are sound, the ones that are too long among them."""
+        return {shard: number for source in self.sources for shard, number in source.sound().items()}
 
     @cached_property
     def mixture(self) -> Mixture:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Bytes of a shard that hold one sample."""
+class Place(NamedTuple):
+    """Bytes of a shard that hold one sample; a tuple, which reaches a worker several times as fast as a dataclass."""
 
     shard: str
     """file name of the tar"""

@@ -1,51 +1,107 @@
-"""Memory through which workers hand over pixels: made once and written over, for new memory costs as much as a copy.
+"""Memory through which workers hand over rows: made once and lent again, for new memory costs as much as a copy.
 
-Every worker has `ROOMS` of them and takes them in turn. The loader asks it for a row only while fewer than `READ_AHEAD`
-of its rows wait to be taken, and copies a row's pixels out before it asks for two more: what a worker writes over has
-been copied.
+A row is asked for together with a room that is free. Its worker writes the row there, and the row that is given out
+lies in the room itself until nothing of it is held any more. So that there is a room for the next row however many are
+held, the row that would leave none free is copied out.
 """
 
 from __future__ import annotations
 
 import shutil
+import weakref
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from flagscale_vla.config.checks import check
 from flagscale_vla.config.model import PATCH_MERGE, PATCH_PIXELS
 
 READ_AHEAD = 4
 """Rows each worker has ready or in work."""
-ROOMS = READ_AHEAD + 1
-"""The one more is being copied out."""
-TOKEN_BYTES = 3 * (PATCH_MERGE * PATCH_PIXELS) ** 2
+SPARE = 3
+"""Rooms of rows that are given out: one being used, one just taken, one that is free for the next."""
+PIXEL_BYTES = 3 * (PATCH_MERGE * PATCH_PIXELS) ** 2
 """Pixels of a picture behind one of its tokens. A film has up to twice as many."""
-
+TOKEN_BYTES = PIXEL_BYTES + 64
+"""The same with all else that belongs to a token: its id, label, position and slot."""
+ALIGNED = 64
+"""Tensors begin at multiples of so many bytes, a cache line's."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
-@dataclass(frozen=True, slots=True)
-class Lent:
-    """Where a worker left the pixels of a row."""
+class Laid(NamedTuple):
+    """A tensor in a room."""
 
-    worker: int
-    turn: int
-    """of this worker, which says the room"""
     start: int
-    stop: int
+    """byte it begins at"""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """Byte behind its last."""
+        return self.start + prod(self.shape) * self.dtype.itemsize
+
+    def read(self, memory: Tensor) -> Tensor:
+        """The tensor in the room's memory u8[B]."""
+        return memory[self.start : self.stop].view(self.dtype).view(self.shape)
+
+
+class Room:
+    """Where one row is put together.
+
+    Args:
+        memory: u8[B] that is lent; empty to use new memory.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self._memory = memory
+
+    def cut(self, sizes: Mapping[int, int]) -> dict[int, Tensor]:
+        """Memory u8[size] for each, end to end, of the room's if that is large enough."""
+        nbytes = sum(sizes.values())
+        memory = self._memory[:nbytes] if nbytes <= self._memory.numel() else large(nbytes)
+        return dict(zip(sizes, memory.split(list(sizes.values())), strict=True)) if sizes else {}
+
+    def lay(self, tensors: Mapping[str, Tensor]) -> dict[str, Laid] | None:
+        """Where these tensors are in the room, copied there if they were not; None if they do not fit."""
+        held = {name: self._held(tensor) for name, tensor in tensors.items() if self._holds(tensor)}
+        free = max((place.stop for place in held.values()), default=0)
+        added = arrange({name: tensor for name, tensor in tensors.items() if name not in held}, free)
+        if max((place.stop for place in added.values()), default=0) > self._memory.numel():
+            return None
+        for name, place in added.items():
+            place.read(self._memory).copy_(tensors[name])
+        return held | added
+
+    def _holds(self, tensor: Tensor) -> bool:
+        start = tensor.data_ptr() - self._memory.data_ptr()
+        return start >= 0 and start + tensor.nbytes <= self._memory.numel()
+
+    def _held(self, tensor: Tensor) -> Laid:
+        return Laid(tensor.data_ptr() - self._memory.data_ptr(), tensor.dtype, tuple(tensor.shape))
+
+
+def arrange(tensors: Mapping[str, Tensor], start: int) -> dict[str, Laid]:
+    """Places for these tensors one behind the other, from a byte on."""
+    places: dict[str, Laid] = {}
+    for name, tensor in tensors.items():
+        places[name] = Laid(-(-start // ALIGNED) * ALIGNED, tensor.dtype, tuple(tensor.shape))
+        start = places[name].stop
+    return places
 
 
 class Rooms:
-    """The rooms of all workers of one loader; empty for none.
+    """The rooms of one loader, and which of them are free.
 
     Args:
-        workers: how many there are.
+        workers: processes that read; none needs none.
         tokens: of a row.
 
     Raises:
@@ -53,47 +109,39 @@ class Rooms:
     """
 
     def __init__(self, workers: int, tokens: int) -> None:
-        check_shared_memory(workers, workers * ROOMS * tokens * TOKEN_BYTES)
-        self._bytes = torch.empty(workers, ROOMS, tokens * TOKEN_BYTES, dtype=torch.uint8).share_memory_()
-        self._turns = torch.zeros(workers, ROOMS, dtype=torch.int64).share_memory_()
-        self._turn = 0
+        count = workers * READ_AHEAD + SPARE if workers else 0
+        check_shared_memory(workers, count * tokens * TOKEN_BYTES)
+        self.memory = torch.empty(count, tokens * TOKEN_BYTES, dtype=torch.uint8).share_memory_()
+        """u8[rooms, B]; all that a worker needs"""
+        self._free = deque(range(count))
 
-    def cut(self, sizes: Mapping[int, int]) -> dict[int, Tensor]:
-        """Memory u8[size] for each, end to end. In a worker it is the next room's, where that is large enough."""
-        memory = self._next(sum(sizes.values()))
-        return dict(zip(sizes, memory.split(list(sizes.values())), strict=True)) if sizes else {}
+    def lend(self) -> int | None:
+        """A free room, for one row; None where rows are read here."""
+        return self._free.popleft() if len(self.memory) else None
 
-    def _next(self, nbytes: int) -> Tensor:
-        found = get_worker_info()
-        if found is None or nbytes > self._bytes.shape[-1]:
-            return large(nbytes)
-        self._turn += 1
-        self._turns[found.id, self._turn % ROOMS] = self._turn
-        return self._bytes[found.id, self._turn % ROOMS, :nbytes]
+    def free(self, room: int) -> None:
+        """Take back a room in which nothing was left."""
+        self._free.append(room)
 
-    def lend(self, pixels: Tensor) -> Lent | None:
-        """Where these pixels u8[B] lie, if that is in the room that was cut last."""
-        found = get_worker_info()
-        if found is None:
-            return None
-        room = self._bytes[found.id, self._turn % ROOMS]
-        start = pixels.data_ptr() - room.data_ptr()
-        inside = start >= 0 and start + pixels.numel() <= room.numel()
-        return Lent(found.id, self._turn, start, start + pixels.numel()) if inside else None
+    def take(self, room: int, laid: Mapping[str, Laid], pin: bool) -> dict[str, Tensor]:
+        """What a worker left in a room, which is free again as soon as nothing of that is held.
 
-    def take(self, lent: Lent, pin: bool) -> Tensor:
-        """A copy u8[B] of what a worker left, in page-locked memory if asked for.
-
-        Raises:
-            RuntimeError: it was written over, which the order of rows rules out.
+        Where no other room would be free for the next row, and to pin it in page-locked memory, it is copied.
         """
-        room = lent.turn % ROOMS
-        nbytes = lent.stop - lent.start
-        pixels = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) if pin else large(nbytes)
-        pixels.copy_(self._bytes[lent.worker, room, lent.start : lent.stop])
-        if self._turns[lent.worker, room] != lent.turn:
-            raise RuntimeError(f"worker {lent.worker} wrote over pixels that were not taken yet")
-        return pixels
+        held = self.memory[room].numpy()
+        # All of a row's tensors share one storage, which holds this array: numpy's own views of it would not.
+        memory = torch.from_numpy(held)
+        weakref.finalize(held, self._free.append, room).atexit = False
+        del held
+        tensors = {name: place.read(memory) for name, place in laid.items()}
+        if pin:
+            return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return tensors if self._free else {name: copied(tensor) for name, tensor in tensors.items()}
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy in new memory."""
+    return large(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def check_shared_memory(workers: int, nbytes: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,12 @@ class Source:
     def label(self, shard: str) -> str:
         """How a shard is called in keys and lists of faults."""
         return label(self.name, shard)
+
+    def sound(self) -> dict[str, int]:
+        """Samples of each shard that can be used."""
+        index = self.index
+        counts = np.bincount(index.shard, minlength=len(index.shards)).tolist()
+        return {self.label(shard): count for shard, count in zip(index.shards, counts, strict=True)}
 
 
 def label(source: str, shard: str) -> str:
@@ -70,8 +77,7 @@ class Items:
         return self.pieces[number] if number >= 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """One item to read: everything that a worker needs to know."""
 
     source: int
@@ -90,7 +96,7 @@ def read_item(source: str, store: Store, order: Order) -> RawSample:
         BadSampleError: its bytes cannot be had, or hold no whole sample.
     """
     raw = read_sample(store, order.place)
-    raw = replace(raw, key=label(source, raw.key))
+    raw = RawSample(key=label(source, raw.key), segments=raw.segments)
     return order.piece.of(raw) if order.piece else raw
 
 

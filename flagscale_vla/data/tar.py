@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 BLOCK = 512
 REGULAR = (b"0", b"\0")
@@ -39,8 +39,7 @@ class BrokenTarError(ValueError):
         self.member, self.offset = member, offset
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class Member(NamedTuple):
     """One file inside a tar."""
 
     name: str

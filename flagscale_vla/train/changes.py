@@ -14,7 +14,7 @@ EXACT = ("model", "data", "action", "seed", "global_packs")
 """Top-level keys that fix what is trained and on what; another value would break the run's exactness."""
 
 CACHE = ("data.cache.folder", "data.cache.max_bytes")
-FREE = ("data.workers", "data.max_bad_share", "data.shards", *CACHE, "action.tokenizer")
+FREE = ("data.workers", "data.max_bad_share", "data.max_bad_shard_share", "data.shards", *CACHE, "action.tokenizer")
 """Exceptions to `EXACT`. Shards and an action tokenizer may be moved: what they hold is compared instead."""
 
 ORDER = "data.era"

@@ -233,5 +233,5 @@ def open_loader(run: TrainRun, platform: Platform, topology: Topology, feed: Fee
         position=Position(packs=progress.packs, era=progress.era, first=progress.first),
         workers=run.data.workers,
         pin=platform.is_gpu,
-        quarantine=Quarantine(path, run.data.max_bad_share),
+        quarantine=Quarantine(path, run.data.max_bad_share, run.data.max_bad_shard_share),
     )

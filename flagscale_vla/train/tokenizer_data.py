@@ -82,8 +82,9 @@ def open_data(run: TokenizerRun, *, writes: bool) -> FitData:
 
 def _open_split(run: TokenizerRun, store: Store, split: str, *, writes: bool) -> Chunks:
     chunks = open_chunks(store, split, run.horizon)
-    quarantine = Quarantine(Path(run.output) / "quarantine" / f"{split}.jsonl", run.data.max_bad_share)
-    quarantine.inspect(chunks.num_samples, chunks.faults, listed=writes)
+    path = Path(run.output) / "quarantine" / f"{split}.jsonl"
+    quarantine = Quarantine(path, run.data.max_bad_share, run.data.max_bad_shard_share)
+    quarantine.inspect(chunks.sound, chunks.faults, listed=writes)
     return chunks
 
 
@@ -105,7 +106,7 @@ def check_chunks_there(run: TokenizerRun, train: Chunks) -> None:
     """
     if not train.robots:
         raise ConfigError(
-            f"data.shards={run.data.shards}: none of its {train.num_samples} usable samples has an action. "
+            f"data.shards={run.data.shards}: none of its {sum(train.sound.values())} usable samples has an action. "
             "This would pass: shards of robots, as record_demo writes them"
         )
 

@@ -41,7 +41,8 @@ from flagscale_vla.train.saves import prune
 logger = logging.getLogger(__name__)
 
 STATE = "codec.safetensors"
-FREE = ("output", "parallel", "threads", "checkpoint", "report", "data.shards", "data.max_bad_share", *CACHE)
+BUDGET = ("data.max_bad_share", "data.max_bad_shard_share")
+FREE = ("output", "parallel", "threads", "checkpoint", "report", "data.shards", *BUDGET, *CACHE)
 """Settings that may change when a fit goes on. Shards may be moved: what they hold is compared by its digest."""
 
 State = Mapping[str, Tensor]

@@ -47,7 +47,7 @@ def test_every_chunk_is_kept_with_its_steps_its_start_and_its_key(tmp_path: Path
     chunks = open_chunks(LocalStore(tmp_path), "train", HORIZON)
     assert list(chunks.robots) == ["panda", "sawyer"]
     assert (len(chunks.robots["panda"]), len(chunks.robots["sawyer"])) == (4, 14)
-    assert (chunks.num_samples, chunks.faults, chunks.num_invalid) == (len(RAWS), (), 0)
+    assert (sum(chunks.sound.values()), chunks.faults, chunks.num_invalid) == (len(RAWS), (), 0)
     wanted = {f"{raw.key}/{n}": entry for raw in RAWS for n, entry in enumerate(chunks_with_starts(raw.segments))}
     for robot in chunks.robots.values():
         for key, values, valid, start in zip(robot.keys, robot.values, robot.valid, robot.starts, strict=True):
@@ -136,7 +136,7 @@ def spoil(folder: Path) -> Chunks:
 
 def test_what_cannot_be_used_is_named_and_counted(tmp_path: Path) -> None:
     chunks = spoil(tmp_path)
-    assert (len(chunks), chunks.num_samples, chunks.num_invalid, len(chunks.faults)) == (1, 1, 3, 4)
+    assert (len(chunks), sum(chunks.sound.values()), chunks.num_invalid, len(chunks.faults)) == (1, 1, 3, 4)
     reasons = [str(fault) for fault in chunks.faults]
     for fault, words in zip(
         reasons,
@@ -177,7 +177,7 @@ def test_a_pass_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
     left = kept.rename(kept.with_name(kept.name + PARTIAL.format(DEAD)))
     again = open_chunks(LocalStore(tmp_path), "train", HORIZON)
     assert len(again) == 3
-    assert json.loads((kept / "chunks.json").read_text())["num_samples"] == 3
+    assert json.loads((kept / "chunks.json").read_text())["sound"] == {"train-000000.tar": 3}
     assert not left.exists()
 
 

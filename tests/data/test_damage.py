@@ -60,7 +60,7 @@ def opened(feed: Feed, path: Path, *, rank: int = 0, size: int = 1, share: float
         position=Position(),
         workers=0,
         pin=False,
-        quarantine=Quarantine(path, share),
+        quarantine=Quarantine(path, share, 0.2),
     ) as loader:
         yield loader
 
@@ -105,7 +105,7 @@ def test_ranks_stay_in_step_and_share_the_list(damaged: tuple[Path, list[Damage]
 
 def test_the_budget_stops_the_run(feed: Feed, tmp_path: Path) -> None:
     bad = len(feed.faults)
-    with pytest.raises(ValueError, match=rf"{bad} of {feed.num_samples + bad} samples indexed are bad"):
+    with pytest.raises(ValueError, match=rf"{bad} of {sum(feed.sound.values()) + bad} samples indexed are bad"):
         with opened(feed, tmp_path / "list.jsonl", share=0.01):
             pass
 

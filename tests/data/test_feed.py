@@ -67,7 +67,7 @@ def feed(folder: Path) -> Feed:
 
 
 def open_loader(feed: Feed, folder: Path, *, rank: int, size: int, position: Position, workers: int) -> Loader:
-    quarantine = Quarantine(folder / f"quarantine-{rank}.jsonl", 1.0)
+    quarantine = Quarantine(folder / f"quarantine-{rank}.jsonl", 1.0, 1.0)
     return Loader(
         feed, dp_rank=rank, dp_size=size, position=position, workers=workers, pin=False, quarantine=quarantine
     )
@@ -207,6 +207,7 @@ def settings(folder: Path, **weights: float) -> DataConfig:
         pack_length=1024,
         workers=0,
         max_bad_share=0.0,
+        max_bad_shard_share=0.0,
     )
 
 
@@ -247,7 +248,7 @@ def test_page_locked_memory_takes_every_tensor_of_a_row(
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     (batch,) = read(feed, tmp_path, 1)
-    done = _Delivery(batch=batch, lent=None, reads=1, faults=()).pin_memory()
-    tensors = [value for name in PackedBatch.__slots__ if torch.is_tensor(value := batch.__getattribute__(name))]
-    assert sorted(pinned) == sorted(map(id, tensors))
-    assert_same([done.batch], [batch])
+    values = {name: batch.__getattribute__(name) for name in PackedBatch.__slots__}
+    done = _Delivery(values=values, room=None, laid=None, reads=1, faults=()).pin_memory()
+    assert sorted(pinned) == sorted(id(value) for value in values.values() if torch.is_tensor(value))
+    assert_same([PackedBatch(**done.values)], [batch])

@@ -268,7 +268,7 @@ def test_a_shard_that_changed_since_is_noticed_when_read(tmp_path: Path, recipe:
     store = LocalStore(tmp_path)
     place = build_index(store, "train", recipe).place(1)
     with pytest.raises(BadSampleError, match="cannot be read"):
-        read_sample(store, dataclasses.replace(place, start=place.start + 100))
+        read_sample(store, place._replace(start=place.start + 100))
     os.truncate(shard, place.start + place.size // 2)
     with pytest.raises(BadSampleError, match=r"train-000000\.tar/byte \d+: cannot be read"):
         read_sample(store, place)

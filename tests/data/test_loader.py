@@ -17,6 +17,7 @@ from flagscale_vla.data.feed import Feed
 from flagscale_vla.data.index import build_index
 from flagscale_vla.data.loader import Loader
 from flagscale_vla.data.plan import Position
+from flagscale_vla.data.rooms import TOKEN_BYTES
 from flagscale_vla.data.shards import ShardWriter
 from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import Image, PackedBatch, RawSample
@@ -51,6 +52,7 @@ def opened(
     position: Position | None = None,
     workers: int = 0,
     bad_share: float = 0.0,
+    shard_share: float = 1.0,
 ) -> Iterator[Loader]:
     with Loader(
         feed,
@@ -59,7 +61,7 @@ def opened(
         position=position or Position(),
         workers=workers,
         pin=False,
-        quarantine=Quarantine(Path(feed.sources[0].index.store.url) / "quarantine.jsonl", bad_share),
+        quarantine=Quarantine(Path(feed.sources[0].index.store.url) / "quarantine.jsonl", bad_share, shard_share),
     ) as loader:
         yield loader
 
@@ -120,10 +122,12 @@ def test_workers_read_the_same_in_the_same_order(feed: Feed) -> None:
 
 
 def test_a_row_keeps_nothing_that_a_worker_writes_over(feed: Feed) -> None:
-    """Twenty rows are held at once, four times as many as a worker has rooms for."""
+    """Twenty rows are held at once, three times as many as there are rooms; some lie in rooms, the others elsewhere."""
     held = take(feed, 20, workers=1)
     assert_same(held, take(feed, 20))
-    assert not any(object.__getattribute__(batch, name).is_shared() for batch in held for name in FIELDS)
+    sizes = [{object.__getattribute__(batch, name).untyped_storage().nbytes() for name in FIELDS} for batch in held]
+    assert sizes[:2] == [{LENGTH * TOKEN_BYTES}] * 2
+    assert all(max(own) < LENGTH * TOKEN_BYTES for own in sizes[2:])
 
 
 def test_a_closed_loader_gives_nothing(feed: Feed) -> None:
@@ -177,6 +181,17 @@ def test_too_many_bad_pictures_stop_the_run(tmp_path: Path) -> None:
     with opened(open_feed(tmp_path), bad_share=0.02) as loader:
         with pytest.raises(
             ValueError, match=r"samples read are bad, past data\.max_bad_share=0\.02: train-000100\.tar/robot"
+        ):
+            loader.take(30)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_shard_among_good_ones_stops_the_run(tmp_path: Path, workers: int) -> None:
+    write_damaged(tmp_path, 20)
+    with opened(open_feed(tmp_path), workers=workers, bad_share=1.0, shard_share=0.2) as loader:
+        with pytest.raises(
+            ValueError,
+            match=r"samples read of train-000100\.tar are bad, past data\.max_bad_shard_share=0\.2: train-000100",
         ):
             loader.take(30)
 

@@ -31,7 +31,7 @@ def loader_of(feed: Feed, rank: int, size: int, workers: int, quarantine: Path) 
         position=Position(),
         workers=workers,
         pin=False,
-        quarantine=Quarantine(quarantine, 0.0),
+        quarantine=Quarantine(quarantine, 0.0, 0.0),
     )
 
 

@@ -27,6 +27,7 @@ def settings(folder: Path, tokenizer: str = "fit") -> DataConfig:
         pack_length=1024,
         workers=0,
         max_bad_share=0.0,
+        max_bad_shard_share=0.0,
         mixture={},
         weigh=Weigh.samples,
         stages=[],

@@ -189,7 +189,7 @@ def test_training_reads_at_a_url_what_it_reads_in_the_folder(
     for store in (LocalStore(folder), cached(tmp_path, server.url)):
         index = build_index(store, "train", recipe)
         feed = make_feed(index, recipe.with_statistics(index.statistics), 256, seed=0, augment=False)
-        quarantine = Quarantine(tmp_path / "list.jsonl", 0.2)
+        quarantine = Quarantine(tmp_path / "list.jsonl", 0.2, 1.0)
         with Loader(
             feed, dp_rank=0, dp_size=1, position=Position(), workers=workers, pin=False, quarantine=quarantine
         ) as loader:

@@ -1,4 +1,4 @@
-"""Rooms: pixels that workers hand over are those read alone, whatever a row holds, and never ones written over."""
+"""Rooms: rows that workers hand over are those read alone, whatever they hold, and none is written over while held."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from flagscale_vla.config.checks import ConfigError
 from flagscale_vla.data.index import build_index
-from flagscale_vla.data.rooms import ROOMS, TOKEN_BYTES, Lent, Rooms
+from flagscale_vla.data.rooms import PIXEL_BYTES, READ_AHEAD, SPARE, TOKEN_BYTES, Laid, Room, Rooms
 from flagscale_vla.data.store import LocalStore
 from flagscale_vla.records import RawSample, Text, Video
 from tests.data.test_loader import assert_same, damaged, opened
@@ -42,7 +43,7 @@ def compare(folder: Path, raws: list[RawSample], length: int) -> list[int]:
 def test_a_row_of_films_may_be_larger_than_a_room(tmp_path: Path) -> None:
     length = 300
     sizes = compare(tmp_path, [film(seed) for seed in range(3)], length)
-    assert max(sizes) > length * TOKEN_BYTES
+    assert max(sizes) > length * TOKEN_BYTES > length * PIXEL_BYTES
 
 
 def test_rows_with_bad_pictures_anywhere(tmp_path: Path) -> None:
@@ -51,14 +52,58 @@ def test_rows_with_bad_pictures_anywhere(tmp_path: Path) -> None:
     compare(tmp_path, [damaged(raw) if number % 3 == 0 else raw for number, raw in enumerate(raws)], 512)
 
 
-def test_pixels_that_were_written_over_are_refused() -> None:
-    rooms = Rooms(workers=2, tokens=4)
-    with pytest.raises(RuntimeError, match="worker 1 wrote over pixels"):
-        rooms.take(Lent(worker=1, turn=3, start=0, stop=10), pin=False)
+def left(rooms: Rooms, number: int) -> tuple[int, dict[str, Laid]]:
+    """A row that holds its own number, left in a room as a worker does."""
+    room = rooms.lend()
+    assert room is not None
+    laid = Room(rooms.memory[room]).lay({"tokens": torch.full((5,), number), "time": torch.full((), number / 2)})
+    assert laid is not None
+    return room, laid
+
+
+def in_room(tensor: torch.Tensor, length: int) -> bool:
+    """Whether its storage is a whole room for rows of so many tokens."""
+    return tensor.untyped_storage().nbytes() == length * TOKEN_BYTES
+
+
+def test_a_room_is_free_when_nothing_of_its_row_is_held() -> None:
+    rooms = Rooms(workers=1, tokens=4)
+    others = [rooms.lend() for _ in range(READ_AHEAD + SPARE - 2)]
+    room, laid = left(rooms, 7)
+    part = rooms.take(room, laid, pin=False)["tokens"][2:4]
+    assert len(others) == READ_AHEAD + 1
+    assert in_room(part, 4)
+    last = rooms.lend()
+    assert last not in {room, None}
+    del part
+    assert rooms.lend() == room
+
+
+def test_a_row_that_would_leave_no_room_is_copied() -> None:
+    rooms = Rooms(workers=1, tokens=4)
+    held = [rooms.take(*left(rooms, number), pin=False) for number in range(3 * (READ_AHEAD + SPARE))]
+    assert [row["tokens"].tolist() for row in held] == [[number] * 5 for number in range(len(held))]
+    assert [row["time"].item() for row in held] == [number / 2 for number in range(len(held))]
+    assert sum(in_room(row["tokens"], 4) for row in held) == READ_AHEAD + SPARE - 1
+
+
+def test_a_row_in_page_locked_memory_holds_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    rooms = Rooms(workers=1, tokens=4)
+    held = [rooms.take(*left(rooms, number), pin=True) for number in range(2 * (READ_AHEAD + SPARE))]
+    assert [row["tokens"].tolist() for row in held] == [[number] * 5 for number in range(len(held))]
+    assert {rooms.lend() for _ in range(READ_AHEAD + SPARE)} == set(range(READ_AHEAD + SPARE))
+
+
+def test_what_does_not_fit_is_left_elsewhere() -> None:
+    room = Room(torch.empty(100, dtype=torch.uint8))
+    assert room.lay({"tokens": torch.ones(4, dtype=torch.int64), "time": torch.ones(10)}) is None
+    assert room.lay({"tokens": torch.ones(4, dtype=torch.int64), "time": torch.ones(9)}) is not None
+    assert Room(torch.empty(0, dtype=torch.uint8)).lay({"time": torch.ones(1)}) is None
 
 
 def test_too_little_shared_memory_is_refused_before_any_is_taken() -> None:
     free = shutil.disk_usage("/dev/shm").free
-    tokens = free // (2 * ROOMS * TOKEN_BYTES)
+    tokens = free // ((2 * READ_AHEAD + SPARE) * TOKEN_BYTES)
     with pytest.raises(ConfigError, match=r"data\.workers=3: .* of /dev/shm, .* This would pass: data\.workers=[12]$"):
         Rooms(workers=3, tokens=tokens)

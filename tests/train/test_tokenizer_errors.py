@@ -57,7 +57,7 @@ def chunks_of(robot: Embodiment, count: int, valid_steps: int = HORIZON) -> Robo
 
 def joined(*robots: RobotChunks) -> Chunks:
     by_name = {chunks.robot: chunks for chunks in robots}
-    return Chunks(robots=by_name, statistics={}, num_samples=0, faults=(), num_invalid=0)
+    return Chunks(robots=by_name, statistics={}, sound={}, faults=(), num_invalid=0)
 
 
 def test_means_weigh_values_alike_and_steps_past_the_end_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
