@@ -109,9 +109,9 @@ class Rooms:
     """
 
     def __init__(self, workers: int, tokens: int) -> None:
-        count = workers * READ_AHEAD + SPARE if workers else 0
-        check_shared_memory(workers, count * tokens * TOKEN_BYTES)
-        self.memory = torch.empty(count, tokens * TOKEN_BYTES, dtype=torch.uint8).share_memory_()
+        count, nbytes = workers * READ_AHEAD + SPARE if workers else 0, tokens * TOKEN_BYTES
+        check_shared_memory(workers, count, nbytes)
+        self.memory = torch.empty(count, nbytes, dtype=torch.uint8).share_memory_()
         """u8[rooms, B]; all that a worker needs"""
         self._free = deque(range(count))
 
@@ -144,12 +144,18 @@ def copied(tensor: Tensor) -> Tensor:
     return large(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
-def check_shared_memory(workers: int, nbytes: int) -> None:
-    """Refuse more workers than `/dev/shm` has room for; a container's is 64 MiB unless it is told otherwise."""
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else nbytes
-    found = f"{nbytes >> 20} MiB of {SHARED_MEMORY}, which has {free >> 20}"
+def check_shared_memory(workers: int, count: int, nbytes: int) -> None:
+    """Refuse more workers than `/dev/shm` holds rooms for; a container's is 64 MiB unless it is told otherwise.
+
+    Args:
+        workers: that ask for them.
+        count: rooms of all.
+        nbytes: of a room.
+    """
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else count * nbytes
+    found = f"{count * nbytes >> 20} MiB of {SHARED_MEMORY}, which has {free >> 20}"
     rule = f"workers hand over rows in {found}; docker run --shm-size gives more"
-    check(nbytes <= free, "data.workers", workers, rule, workers * free // max(nbytes, 1))
+    check(count * nbytes <= free, "data.workers", workers, rule, max(free // nbytes - SPARE, 0) // READ_AHEAD)
 
 
 def large(nbytes: int) -> Tensor:

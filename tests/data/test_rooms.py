@@ -102,8 +102,13 @@ def test_what_does_not_fit_is_left_elsewhere() -> None:
     assert Room(torch.empty(0, dtype=torch.uint8)).lay({"time": torch.ones(1)}) is None
 
 
-def test_too_little_shared_memory_is_refused_before_any_is_taken() -> None:
-    free = shutil.disk_usage("/dev/shm").free
-    tokens = free // ((2 * READ_AHEAD + SPARE) * TOKEN_BYTES)
-    with pytest.raises(ConfigError, match=r"data\.workers=3: .* of /dev/shm, .* This would pass: data\.workers=[12]$"):
-        Rooms(workers=3, tokens=tokens)
+@pytest.mark.parametrize(("rooms", "most"), [(6, 0), (7, 1), (10, 1), (14, 2)])
+def test_too_little_shared_memory_is_refused_before_any_is_taken(
+    rooms: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/dev/shm")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=rooms * 1000 * TOKEN_BYTES + 1))
+    passes = rf"data\.workers=3: .* of /dev/shm, .* This would pass: data\.workers={most}$"
+    with pytest.raises(ConfigError, match=passes):
+        Rooms(workers=3, tokens=1000)
+    Rooms(workers=most, tokens=1000)
