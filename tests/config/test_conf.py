@@ -109,6 +109,7 @@ data.pack_length=2561 parallel.context=2
 data.pack_length=2562 parallel.tensor=2 parallel.context=2 parallel.sequence=true
 data.workers=-1
 data.max_bad_share=1.5
+data.max_bad_shard_share=-0.1
 action.horizon=0
 action.layers=-1
 action.layers=1
@@ -229,6 +230,7 @@ data.shards=''
 data.max_chunks=0
 data.max_heldout_chunks=0
 data.max_bad_share=2
+data.max_bad_shard_share=2
 horizon=0
 robots_left_out=[panda,panda]
 robots_left_out=[panda] kind=beast

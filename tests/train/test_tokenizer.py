@@ -208,6 +208,10 @@ def test_bad_chunks_are_counted_told_and_left_out(tmp_path: Path, caplog: pytest
     rewrite(path, change)
     with pytest.raises(ValueError, match=r"2 of 150 samples indexed are bad, past data.max_bad_share=0.01: .*NaN"):
         job.run(small_fit(tmp_path / "strict", folder, "data.max_bad_share=0.01"))
+    with pytest.raises(
+        ValueError, match=r"2 of 150 samples indexed of train-000000\.tar are bad, past data.max_bad_sh"
+    ):
+        fit_again(small_fit(tmp_path / "strict", folder, "data.max_bad_share=0.02", "data.max_bad_shard_share=0.01"))
     fit_again(small_fit(tmp_path / "output", folder, "data.max_bad_share=0.02"))
     summary = figures(tmp_path / "output")
     assert (summary["chunks"], summary["quarantined"], summary["invalid"]) == (148, 2, 2)
