@@ -60,6 +60,7 @@ class Quarantine:
         """bad samples met, in indices and in reading"""
         self._reads: Counter[str] = Counter()
         self._faults: list[Fault] = []
+        self._bad: Counter[str] = Counter()
         self._listed = {(fault.shard, fault.member) for fault in load_faults(path)}
 
     def inspect(self, sound: Mapping[str, int], faults: Sequence[Fault], *, listed: bool) -> None:
@@ -76,7 +77,8 @@ class Quarantine:
         self.num_bad += len(faults)
         for fault in faults if listed else ():
             self._list(fault)
-        self._check(faults, Counter(sound) + Counter(fault.shard for fault in faults), "indexed")
+        bad = Counter(fault.shard for fault in faults)
+        self._check(faults, bad, Counter(sound) + bad, "indexed")
 
     def count(self, reads: Mapping[str, int], faults: Sequence[Fault]) -> None:
         """Note that so many more samples of each shard were read, of which `faults` were bad.
@@ -89,9 +91,10 @@ class Quarantine:
         self.num_bad += len(faults)
         for fault in faults:
             self._faults.append(fault)
+            self._bad[fault.shard] += 1
             self._list(fault)
         if faults:
-            self._check(self._faults, self._reads, "read")
+            self._check(self._faults, {fault.shard: self._bad[fault.shard] for fault in faults}, self._reads, "read")
 
     def _list(self, fault: Fault) -> None:
         if (fault.shard, fault.member) in self._listed:
@@ -102,12 +105,12 @@ class Quarantine:
         with self.path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(fault), ensure_ascii=False) + "\n")
 
-    def _check(self, faults: Sequence[Fault], samples: Counter[str], verb: str) -> None:
-        """Refuse too many faults of so many samples by shard."""
+    def _check(self, faults: Sequence[Fault], bad: Mapping[str, int], samples: Counter[str], verb: str) -> None:
+        """Refuse too many faults of so many samples by shard, of which `bad` are those of the shards to look at."""
         if len(faults) > self.max_bad_share * max(samples.total(), LEAST_READS):
             self._stop(faults, f"{samples.total()} samples {verb}", "data.max_bad_share", self.max_bad_share)
-        for shard, bad in Counter(fault.shard for fault in faults).items():
-            if bad > self.max_bad_shard_share * max(samples[shard], LEAST_OF_SHARD):
+        for shard, number in bad.items():
+            if number > self.max_bad_shard_share * max(samples[shard], LEAST_OF_SHARD):
                 own = [fault for fault in faults if fault.shard == shard]
                 what = f"{samples[shard]} samples {verb} of {shard}"
                 self._stop(own, what, "data.max_bad_shard_share", self.max_bad_shard_share)
